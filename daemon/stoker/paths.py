@@ -1,0 +1,131 @@
+"""Where things live. Nothing else computes a base path.
+
+With ``STOKER_HOME`` set, everything is below that one folder; otherwise the platform's own data,
+config and state folders are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import platformdirs
+
+from stoker.errors import StoreUnsafe
+
+# sockaddr_un.sun_path holds 104 bytes on macOS and 108 on Linux, with the final NUL.
+_MAX_SOCKET_PATH: Final = 100
+_LONGEST_SOCKET_NAME: Final = "w-0123456789abcdef.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Every place Stoker reads or writes."""
+
+    data: Path
+    config: Path
+    state: Path
+    run: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.config / "config.toml"
+
+    @property
+    def store(self) -> Path:
+        return self.data / "store"
+
+    @property
+    def runtimes(self) -> Path:
+        return self.data / "runtimes"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    @property
+    def log_file(self) -> Path:
+        return self.logs / "stoker.log"
+
+    @property
+    def history(self) -> Path:
+        return self.state / "history.sqlite3"
+
+    @property
+    def canary(self) -> Path:
+        """Results of the runtimes' self-tests on this machine."""
+        return self.state / "canary.json"
+
+    @property
+    def last_served(self) -> Path:
+        """The model that served last; loaded again at the next start."""
+        return self.state / "last-served.json"
+
+    @property
+    def pulls(self) -> Path:
+        """Pulls that had not ended when the daemon stopped."""
+        return self.state / "pulls.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held while a daemon runs on this home."""
+        return self.state / "daemon.lock"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.run / "control.sock"
+
+    @property
+    def worker_cwd(self) -> Path:
+        """An empty folder: an engine scans its working folder for plug-in libraries."""
+        return self.run / "empty"
+
+    def create(self) -> None:
+        """Make all folders, closed to other users. Raises StoreUnsafe when one is not ours."""
+        for folder in (self.data, self.config, self.state, self.logs, self.run, self.worker_cwd):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if sys.platform != "win32":
+            _check_private(self.run)
+
+
+def from_environment(environ: Mapping[str, str] = os.environ) -> Paths:
+    """The paths for this user, or for ``STOKER_HOME`` when that is set.
+
+    The sockets lie beside the state, not in the session's runtime folder: a command under cron,
+    ssh or su, which has no such folder or another one, must find the same daemon.
+    """
+    home = environ.get("STOKER_HOME")
+    if home:
+        root = Path(home).expanduser().absolute()
+        return Paths(root, root, root / "state", _run_folder(root / "run"))
+    dirs = platformdirs.PlatformDirs("stoker", appauthor=False)
+    state = Path(dirs.user_state_path)
+    data, config = Path(dirs.user_data_path), Path(dirs.user_config_path)
+    return Paths(data, config, state, _run_folder(state / "run"))
+
+
+def _run_folder(wanted: Path) -> Path:
+    """The wanted folder, or a short one when a socket's path would not fit in it."""
+    if len(os.fsencode(wanted / _LONGEST_SOCKET_NAME)) <= _MAX_SOCKET_PATH:
+        return wanted
+    key = hashlib.sha256(os.fsencode(wanted)).hexdigest()[:12]
+    if sys.platform == "win32":
+        return Path(tempfile.gettempdir()) / f"stoker-{key}"
+    # Short, and the same in every session; the folder in it is ours alone, see `create`.
+    return Path("/tmp") / f"stoker-{os.getuid()}-{key}"  # noqa: S108
+
+
+def _check_private(folder: Path) -> None:
+    info = folder.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
+        msg = f"{folder} is not a folder of this user"
+        raise StoreUnsafe(msg)
+    if stat.S_IMODE(info.st_mode) & 0o077:
+        folder.chmod(0o700)

@@ -1,0 +1,246 @@
+"""Wire types shared by the control API and its clients. Imports only pydantic and `types`.
+
+The shapes are stable: fields are added, never renamed or removed (docs/api.md). Sizes are bytes,
+times are seconds or RFC 3339 in UTC.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from stoker.types import Capability, ModelState, PullState
+
+API_VERSION = 1
+
+
+class Wire(BaseModel):
+    """Base: immutable, and tolerant of fields that a newer daemon sends."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class ErrorView(Wire):
+    code: str
+    message: str
+    hint: str
+    facts: dict[str, object] = Field(default_factory=dict)
+
+
+# --- status ----------------------------------------------------------------------------------
+
+
+class DaemonView(Wire):
+    version: str
+    api_version: int = API_VERSION
+    pid: int
+    uptime_s: float
+    home: str
+
+
+class ServerView(Wire):
+    enabled: bool
+    base_url: str
+    lan: bool = False
+
+
+class MemoryView(Wire):
+    predicted_bytes: int
+    resident_bytes: int | None
+
+
+class ModelView(Wire):
+    """A model of the store and, when it has one, its worker."""
+
+    id: str
+    state: ModelState
+    engine: str | None = None
+    runtime: str | None = None
+    pid: int | None = None
+    context: int | None = None
+    parallel: int | None = None
+    memory: MemoryView | None = None
+    tokens_per_s: float | None = None
+    in_flight: int = 0
+    queued: int = 0
+    expires_in_s: float | None = None
+    error: ErrorView | None = None
+
+
+class GpuView(Wire):
+    name: str
+    vram_used_bytes: int | None = None
+    vram_total_bytes: int | None = None
+
+
+class ResourcesView(Wire):
+    cpu_percent: float
+    ram_used_bytes: int
+    ram_total_bytes: int
+    gpus: tuple[GpuView, ...] = ()
+
+
+class PullView(Wire):
+    id: str
+    reference: str
+    model: str | None = None
+    state: PullState
+    bytes_done: int = 0
+    bytes_total: int | None = None
+    bytes_per_s: float = 0.0
+    eta_s: float | None = None
+    note: str | None = None
+    error: ErrorView | None = None
+
+
+class StatusView(Wire):
+    daemon: DaemonView
+    server: ServerView
+    models: tuple[ModelView, ...]
+    resources: ResourcesView
+    pulls: tuple[PullView, ...] = ()
+
+
+# --- the store -------------------------------------------------------------------------------
+
+
+class FileView(Wire):
+    name: str
+    role: str
+    sha256: str
+    bytes: int
+
+
+class VerdictView(Wire):
+    """One verdict with its evidence; there is never one green tick for all."""
+
+    verdict: Literal["ok", "warn", "failed", "unknown"]
+    detail: str
+    evidence: dict[str, object] = Field(default_factory=dict)
+    at: AwareDatetime | None = None
+
+
+class TrustView(Wire):
+    integrity: VerdictView
+    structure: VerdictView
+    hub_scan: VerdictView
+    template: VerdictView
+
+
+class StoredModelView(Wire):
+    id: str
+    source: str
+    revision: str | None
+    files: tuple[FileView, ...]
+    bytes: int
+    verified_at: AwareDatetime | None
+    trust: TrustView
+    pinned: bool = False
+    capabilities: tuple[Capability, ...] = ()
+    architecture: str | None = None
+    parameters: int | None = None
+    quantization: str | None = None
+    context_length: int | None = None
+    licence: str | None = None
+
+
+class VerifyView(Wire):
+    """The result for one file of one model."""
+
+    id: str
+    file: str
+    sha256: str
+    ok: bool
+    finding: str | None = None
+
+
+class VerifyProgress(Wire):
+    """One line of the verify stream: progress, or the result for one file."""
+
+    bytes_done: int
+    bytes_total: int
+    result: VerifyView | None = None
+
+
+class RemovedView(Wire):
+    id: str
+    bytes_freed: int
+
+
+class DoneView(Wire):
+    """The answer of a call that has nothing else to say."""
+
+    done: Literal[True] = True
+
+
+# --- requests --------------------------------------------------------------------------------
+
+
+class PullRequest(Wire):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reference: Annotated[str, Field(min_length=1, max_length=1024)]
+    name: Annotated[str, Field(max_length=96)] | None = None
+
+
+class LoadRequest(Wire):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Annotated[str, Field(min_length=1, max_length=300)]
+    keep_alive_s: Annotated[float, Field(ge=-1)] | None = None
+
+
+class ModelRequest(Wire):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Annotated[str, Field(min_length=1, max_length=300)]
+
+
+class VerifyRequest(Wire):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: tuple[str, ...] = ()
+
+
+# --- events ----------------------------------------------------------------------------------
+
+
+class Snapshot(Wire):
+    """Always the first event of a stream, and sent again when a slow client lost some."""
+
+    type: Literal["snapshot"] = "snapshot"
+    status: StatusView
+
+
+class ModelChanged(Wire):
+    type: Literal["model"] = "model"
+    model: ModelView
+
+
+class PullChanged(Wire):
+    type: Literal["pull"] = "pull"
+    pull: PullView
+
+
+class ResourcesSampled(Wire):
+    type: Literal["resources"] = "resources"
+    resources: ResourcesView
+
+
+class StoreChanged(Wire):
+    """A model was added, removed or found damaged."""
+
+    type: Literal["store"] = "store"
+    id: str
+    change: Literal["added", "removed", "damaged", "verified"]
+
+
+class Goodbye(Wire):
+    type: Literal["goodbye"] = "goodbye"
+
+
+Event = Annotated[
+    Snapshot | ModelChanged | PullChanged | ResourcesSampled | StoreChanged | Goodbye,
+    Field(discriminator="type"),
+]
