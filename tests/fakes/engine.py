@@ -1,0 +1,127 @@
+"""A fake engine: real child processes that speak the engine's HTTP, but compute nothing.
+
+    engine = FakeEngine(tmp_path / "run")                     # every model behaves well
+    engine = FakeEngine(run, by_model={"m": Behaviour(crash_after=3)})
+
+The model file must exist and start with ``GGUF``; switches may also stand in its name, between
+dots: ``model.crash-after-3.delay-ms-20.gguf``. Same contract suite as the real engine
+(tests/contract/test_engine.py). Its answers: the tokens ``tok0 tok1 …``, one per chunk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+
+from stoker.engine.base import Address, Worker
+from stoker.engine.probe import answers_decode
+from stoker.engine.worker import Spawn, WorkerProcess, launch
+from stoker.errors import StokerError
+from stoker.tuning.launch import LaunchPlan
+
+_CHILD = Path(__file__).with_name("engine_child.py")
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How a fake worker behaves. The defaults: at once ready, fast, well-behaved."""
+
+    start_ms: int = 0  # before it listens
+    never_ready: bool = False  # listens, but answers no decode
+    crash_after: int | None = None  # aborts after that many tokens of one request
+    crash_at_start: str | None = None  # "oom", "bad-file", "architecture", "assert", "silent"
+    ignore_stop: bool = False  # heeds neither TERM nor the end of stdin
+    grandchild: bool = False  # starts a helper process in its own group
+    fill_stderr: bool = False  # writes 1 MiB of log before it listens
+    wedge: bool = False  # ready, then accepts requests and never answers
+    delay_ms: int = 0  # per token
+    tokens: int = 16  # per answer, unless the request sets a limit
+    drop_idle: bool = False  # closes each connection after one answer, without saying so
+    no_first_byte: bool = False  # closes the connection instead of answering (after ready)
+    resident_mib: int = 0  # memory to hold
+    first_token: int = 0  # number of the first token that /completion answers
+
+    @classmethod
+    def from_name(cls, path: Path) -> Behaviour:
+        """Switches from a file name, e.g. ``m.start-ms-50.wedge.gguf``."""
+        changes: dict[str, object] = {}
+        for part in path.name.split("."):
+            for item in dataclasses.fields(cls):
+                switch = item.name.replace("_", "-")
+                if part == switch:
+                    changes[item.name] = True
+                elif part.startswith(f"{switch}-"):
+                    value = part.removeprefix(f"{switch}-")
+                    changes[item.name] = int(value) if value.isdigit() else value
+        return dataclasses.replace(cls(), **changes)  # type: ignore[arg-type]
+
+
+@dataclass
+class FakeEngine:
+    """Implements `stoker.engine.base.Engine`. `run` must be a short, existing folder."""
+
+    run: Path
+    behaviour: Behaviour | None = None  # for all models; None: from the file's name
+    by_model: Mapping[str, Behaviour] = field(default_factory=dict)
+    safe_mode: bool = False  # what `prepare` answers
+    prepare_error: StokerError | None = None
+    name: str = "fake"
+    runtime: str = "fake-1"
+    launches: list[LaunchPlan] = field(default_factory=list)  # every attempt, in order
+    workers: list[WorkerProcess] = field(default_factory=list)  # every success, in order
+    prepared: list[Path] = field(default_factory=list)
+
+    async def prepare(self, model: Path) -> bool:
+        self.prepared.append(model)
+        await anyio.lowlevel.checkpoint()
+        if self.prepare_error is not None:
+            raise self.prepare_error
+        return self.safe_mode
+
+    async def launch(self, plan: LaunchPlan, *, timeout_s: float) -> Worker:
+        self.launches.append(plan)
+        behaviour = self.by_model.get(plan.model_id, self.behaviour)
+        if behaviour is None:
+            behaviour = Behaviour.from_name(plan.model_path)
+        socket = self.run / f"w-{secrets.token_hex(8)}.sock"
+        key = secrets.token_urlsafe(24)
+        spawn = Spawn(
+            command=(sys.executable, "-I", str(_CHILD)),
+            order={
+                "socket": str(socket),
+                "key": key,
+                "model": plan.model_id,
+                "path": str(plan.model_path),
+                "context": plan.context,
+                "parallel": plan.parallel,
+                "embedding": plan.embedding,
+                **dataclasses.asdict(behaviour),
+            },
+            address=Address(socket=socket),
+            key=key,
+            cwd=self.run,
+        )
+
+        async def ready(worker: WorkerProcess) -> None:
+            await answers_decode(worker.address, worker.key, embedding=plan.embedding)
+
+        worker = await launch(spawn, ready, timeout_s=timeout_s)
+        self.workers.append(worker)
+        return worker
+
+    async def stop_all(self) -> None:
+        """End whatever a test left running."""
+        for worker in self.workers:
+            await worker.stop(0)
+
+
+def write_model(path: Path) -> Path:
+    """A file that the fake engine accepts as a model."""
+    path.write_bytes(b"GGUF" + b"\0" * 60)
+    return path

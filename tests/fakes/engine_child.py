@@ -1,0 +1,302 @@
+"""The fake worker process: enough of llama-server's HTTP on a UNIX socket, with misbehaviour.
+
+Stand-alone: started as a script with one JSON line on stdin (see `engine.FakeEngine`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+from stoker.engine import lifeline
+
+_LAST_WORDS = {
+    "oom": "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 99999",
+    "bad-file": "gguf_init_from_file_impl: invalid magic characters: 'XXXX', expected 'GGUF'",
+    "architecture": "llama_model_load: error loading model: unknown model architecture: 'zzz'",
+    "assert": "ggml.c:123: GGML_ASSERT(n > 0) failed",
+    "silent": "",
+}
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """Shared state of all connections."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self.order = order
+        self.slots = threading.BoundedSemaphore(order["parallel"])
+        self.lock = threading.Lock()
+        self.counts = {"requests": 0, "processing": 0, "tokens": 0, "cancelled": 0}
+        self.decoded = False  # the readiness probe was answered
+        super().__init__(order["socket"], Handler)
+
+    def count(self, name: str, step: int = 1) -> None:
+        with self.lock:
+            self.counts[name] += step
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Broken pipes are part of the game."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 5  # seconds; llama-server drops idle connections as early
+    server: Server
+
+    def address_string(self) -> str:
+        return "unix"
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        sys.stderr.write(f"srv  log_server_r: {format % args}\n")
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path in {"/health", "/v1/health"}:
+            self.answer(200, {"status": "ok"})
+        elif not self.allowed():
+            self.refuse(401, "Invalid API Key", "authentication_error")
+        elif path in {"/v1/models", "/models"}:
+            self.answer(200, {"object": "list", "data": [{"id": self.server.order["model"]}]})
+        elif path == "/props":
+            self.answer(200, {"total_slots": self.server.order["parallel"]})
+        elif path == "/metrics":
+            self.metrics()
+        else:
+            self.refuse(404, "File Not Found", "not_found_error")
+
+    def do_POST(self) -> None:
+        raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if not self.allowed():
+            self.refuse(401, "Invalid API Key", "authentication_error")
+            return
+        try:
+            body = json.loads(raw)
+        except ValueError as error:
+            self.refuse(500, f"[json.exception.parse_error.101] {error}", "server_error")
+            return
+        self.server.count("requests")
+        self.misbehave()
+        path = self.path.partition("?")[0].removeprefix("/v1")
+        if path == "/embeddings":
+            self.embeddings(body)
+        elif path == "/completion":
+            self.native_completion(body)
+        elif path in {"/chat/completions", "/completions", "/responses", "/messages"}:
+            self.completion(body, chat=path == "/chat/completions")
+        elif path == "/tokenize":
+            self.answer(200, {"tokens": list(range(len(str(body.get("content", "")).split())))})
+        else:
+            self.refuse(404, "File Not Found", "not_found_error")
+
+    def misbehave(self) -> None:
+        order = self.server.order
+        if order["never_ready"] or (order["wedge"] and self.server.decoded):
+            time.sleep(3600)
+        if order["no_first_byte"] and self.server.decoded:
+            self.connection.close()
+            raise BrokenPipeError
+
+    def allowed(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {self.server.order['key']}"
+
+    def metrics(self) -> None:
+        counts = self.server.counts
+        text = (
+            f"llamacpp:tokens_predicted_total {counts['tokens']}\n"
+            f"llamacpp:requests_processing {counts['processing']}\n"
+            f"fake:requests_total {counts['requests']}\n"
+            f"fake:cancelled_total {counts['cancelled']}\n"
+        )
+        self.reply(200, text.encode(), "text/plain; version=0.0.4")
+
+    def answer(self, status: int, body: object) -> None:
+        self.reply(status, json.dumps(body).encode(), "application/json; charset=utf-8")
+
+    def reply(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.end_of_answer()
+
+    def end_of_answer(self) -> None:
+        if self.server.order["drop_idle"]:
+            self.close_connection = True  # without a Connection header: the client cannot know
+
+    def refuse(self, status: int, message: str, kind: str, **more: object) -> None:
+        self.answer(status, {"error": {"code": status, "message": message, "type": kind, **more}})
+
+    def embeddings(self, body: dict[str, Any]) -> None:
+        if not self.server.order["embedding"]:
+            message = "This server does not support embeddings. Start it with `--embeddings`"
+            self.refuse(501, message, "not_supported_error")
+            return
+        texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+        data = [
+            {"object": "embedding", "index": n, "embedding": [0.5, 0.5, 0.5, 0.5]}
+            for n in range(len(texts))
+        ]
+        self.server.decoded = True
+        self.answer(200, {"object": "list", "model": self.server.order["model"], "data": data})
+
+    def native_completion(self, body: dict[str, Any]) -> None:
+        first = self.server.order["first_token"]
+        with self.server.slots:
+            words = list(self.generate(int(body["n_predict"])))
+        tokens = [first + number for number in range(len(words))]
+        self.answer(200, {"content": " ".join(words), "tokens": tokens})
+
+    def completion(self, body: dict[str, Any], *, chat: bool) -> None:
+        server = self.server
+        text = json.dumps(body["messages"]) if chat else str(body.get("prompt", body.get("input")))
+        prompt, context = len(text.split()), server.order["context"]
+        if prompt > context:
+            message = (
+                f"request ({prompt} tokens) exceeds the available context size"
+                f" ({context} tokens), try increasing it"
+            )
+            more = {"n_prompt_tokens": prompt, "n_ctx": context}
+            self.refuse(400, message, "exceed_context_size_error", **more)
+            return
+        limit = body.get("max_completion_tokens", body.get("max_tokens"))
+        count = server.order["tokens"] if limit is None else int(limit)
+        with server.slots, self.processing():
+            if body.get("stream"):
+                self.stream(body, count, prompt, chat=chat)
+            else:
+                words = list(self.generate(count))
+                answer = self.frame(chat=chat, text=" ".join(words), final=True, whole=True)
+                self.answer(200, {**answer, "usage": usage(prompt, count)})
+        server.decoded = True
+
+    @contextlib.contextmanager
+    def processing(self) -> Any:
+        self.server.count("processing")
+        try:
+            yield
+        except OSError:
+            self.server.count("cancelled")
+            raise
+        finally:
+            self.server.count("processing", -1)
+
+    def generate(self, count: int) -> Any:
+        order = self.server.order
+        for number in range(count):
+            if self.server.decoded and number == order["crash_after"]:
+                die("assert")
+            if order["delay_ms"]:
+                time.sleep(order["delay_ms"] / 1000)
+            self.server.count("tokens")
+            yield f"tok{number}"
+
+    def stream(self, body: dict[str, Any], count: int, prompt: int, *, chat: bool) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for number, word in enumerate(self.generate(count)):
+            text = word if number == 0 else f" {word}"
+            self.event(self.frame(chat=chat, text=text, final=False, whole=False))
+        last = self.frame(chat=chat, text="", final=True, whole=False)
+        self.event(last)
+        if body.get("stream_options", {}).get("include_usage"):
+            self.event({**last, "choices": [], "usage": usage(prompt, count)})
+        self.chunk(b"data: [DONE]\n\n")
+        self.chunk(b"")
+        self.end_of_answer()
+
+    def frame(self, *, chat: bool, text: str, final: bool, whole: bool) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "stop" if final else None}
+        if not chat:
+            choice["text"] = text
+        elif whole:
+            choice["message"] = {"role": "assistant", "content": text}
+        else:
+            choice["delta"] = {"content": text} if text else {}
+        kind = "chat.completion" if chat else "text_completion"
+        return {
+            "id": "cmpl-fake",
+            "object": kind if whole or not chat else f"{kind}.chunk",
+            "created": 0,
+            "model": self.server.order["model"],
+            "choices": [choice],
+        }
+
+    def event(self, body: dict[str, Any]) -> None:
+        self.chunk(b"data: " + json.dumps(body).encode() + b"\n\n")
+
+    def chunk(self, data: bytes) -> None:
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+
+def usage(prompt: int, count: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": count,
+        "total_tokens": prompt + count,
+    }
+
+
+def die(kind: str) -> None:
+    sys.stderr.write(_LAST_WORDS[kind] + "\n")
+    sys.stderr.flush()
+    if kind == "assert":
+        os.abort()
+    os._exit(1)
+
+
+def prepare(order: dict[str, Any]) -> None:
+    """Everything that happens before the socket listens."""
+    try:
+        with Path(order["path"]).open("rb") as stream:
+            sound = stream.read(4) == b"GGUF"
+    except OSError:
+        sound = False
+    if not sound:
+        die("bad-file")
+    if order["fill_stderr"]:
+        sys.stderr.write("noise " * 10 + "\n" * 1)
+        for _ in range(16 * 1024):
+            sys.stderr.write("0.00.000.000 I srv          init: " + "." * 30 + "\n")
+    time.sleep(order["start_ms"] / 1000)
+    if order["crash_at_start"] is not None:
+        die(order["crash_at_start"])
+    if order["ignore_stop"]:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    else:
+        lifeline.watch_stdin(Path(order["socket"]).unlink)
+
+
+def main() -> None:
+    order = lifeline.read_order()
+    stdout = lifeline.private_stdout()
+    prepare(order)
+    held = bytearray(b"x") * (order["resident_mib"] * 1024 * 1024)
+    if order["grandchild"]:
+        child = subprocess.Popen(["/bin/sleep", "600"], stdin=subprocess.DEVNULL)
+        sys.stderr.write(f"grandchild {child.pid}\n")
+        sys.stderr.flush()
+    with Server(order) as server:
+        lifeline.greet(stdout, socket=order["socket"], held=len(held))
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What a worker is told about the user, and small decisions around its process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stoker.engine import worker
+from stoker.engine.base import ExitReport
+from stoker.engine.xllamacpp import order
+from stoker.types import FailureKind
+from tests.fakes.hardware import machine
+from tests.fakes.models import STARTER
+
+
+def test_the_environment_holds_nothing_of_the_user() -> None:
+    given = {
+        "PATH": "/bin",
+        "LD_LIBRARY_PATH": "/lib",
+        "SystemRoot": "C:\\Windows",
+        "HOME": "/home/u",
+        "HF_TOKEN": "hf_x",
+        "https_proxy": "http://p",
+        "OPENAI_API_KEY": "k",
+        "LD_PRELOAD": "x.so",
+        "PYTHONPATH": "/evil",
+    }
+
+    kept = worker.environment(given)
+
+    ours = {"LC_ALL", "GGML_NO_BACKTRACE", "GOMP_SPINCOUNT"}
+    assert set(kept) == {"PATH", "LD_LIBRARY_PATH", "SystemRoot", *ours}
+
+
+def test_a_failure_carries_kind_status_and_last_words() -> None:
+    tail = tuple(f"line {n}" for n in range(9))
+
+    error = worker.failure(ExitReport(FailureKind.OUT_OF_MEMORY, -9, tail))
+
+    assert error.facts == {"kind": "out_of_memory", "returncode": -9, "tail": list(tail[-5:])}
+    assert "memory" in error.message
+
+
+def test_the_order_leaves_no_setting_to_the_engine() -> None:
+    """Every value of the plan that the engine understands reaches it."""
+    from stoker.tuning.plan import Wishes, make_plan
+
+    plan = make_plan("owner/m:Q4", Path("/m.gguf"), STARTER, machine(), Wishes())
+
+    told = order(plan, Path("/run/w.sock"), "key")
+
+    for name in plan.__slots__:
+        if name not in {"model_path", "mmproj_path", "memory", "reasons"}:
+            assert told[name] == getattr(plan, name)
+    assert told["model"] == "/m.gguf"
+    assert told["socket"] == "/run/w.sock"
+
+
+def test_only_sockets_of_workers_are_swept(tmp_path: Path) -> None:
+    for name in ("w-1.sock", "w-2.sock", "control.sock", "w-3.txt"):
+        (tmp_path / name).touch()
+
+    assert worker.remove_stale_sockets(tmp_path) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"control.sock", "w-3.txt"}
