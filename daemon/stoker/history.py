@@ -1,0 +1,250 @@
+"""What happened: loads, pulls and job runs, in SQLite, for `stoker` to show and people to ask.
+
+Never the truth about anything: the daemon works the same without it. So no method raises for a
+database that is broken, locked or read-only; that is logged, and the row is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, Self, TypeVar
+
+import structlog
+
+from stoker.errors import StoreTooNew
+from stoker.events import EventBus
+from stoker.schemas import Event, ModelChanged, ModelView, PullChanged, PullView
+from stoker.types import ModelState
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+Row = tuple[str, str, float, float, str]
+
+# Each script takes the database from version N to N+1. Only ever add one at the end.
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE runs (
+        id INTEGER PRIMARY KEY,
+        kind TEXT NOT NULL,
+        name TEXT NOT NULL,
+        at REAL NOT NULL,       -- end, seconds since 1970
+        seconds REAL NOT NULL,
+        result TEXT NOT NULL
+    );
+    CREATE INDEX runs_by_time ON runs (at);
+    """,
+)
+
+_BUSY_S: Final = 2.0  # somebody may look into the file with the sqlite3 command
+
+
+class Kind(StrEnum):
+    LOAD = "load"
+    PULL = "pull"
+    JOB = "job"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Something that took a while and ended."""
+
+    kind: Kind
+    name: str
+    at: datetime
+    seconds: float
+    result: str
+
+
+class History:
+    """One per daemon. Every call runs in one worker thread, in order."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._executor = ThreadPoolExecutor(1, "history")
+        self._connection: sqlite3.Connection | None = None  # used in the worker thread only
+
+    @classmethod
+    async def open(cls, path: Path) -> Self:
+        """Open or create the database; one that cannot be used is moved aside. Never raises."""
+        history = cls(path)
+        await history._call(history._open, None)
+        return history
+
+    async def close(self) -> None:
+        """Write what is under way and close the file."""
+        await self._call(self._close, None)
+        self._executor.shutdown(wait=False)
+
+    async def record_load(self, model: str, seconds: float, result: str) -> None:
+        await self._record(Kind.LOAD, model, seconds, result)
+
+    async def record_pull(self, reference: str, seconds: float, result: str) -> None:
+        await self._record(Kind.PULL, reference, seconds, result)
+
+    async def record_job(self, name: str, seconds: float, result: str) -> None:
+        await self._record(Kind.JOB, name, seconds, result)
+
+    async def recent(self, kind: Kind | None = None, limit: int = 100) -> list[Run]:
+        """The newest first."""
+        nothing: list[Row] = []
+        rows = await self._call(lambda: self._select(kind, limit), nothing)
+        return [
+            Run(Kind(kind), name, datetime.fromtimestamp(at, UTC), seconds, result)
+            for kind, name, at, seconds, result in rows
+        ]
+
+    async def prune(self, older_than: datetime) -> int:
+        """Delete what ended before; the count of rows deleted."""
+        at = older_than.timestamp()
+        return await self._call(lambda: self._write("DELETE FROM runs WHERE at < ?", (at,)), 0)
+
+    async def _record(self, kind: Kind, name: str, seconds: float, result: str) -> None:
+        row = (kind.value, name, datetime.now(UTC).timestamp(), seconds, result)
+        insert = "INSERT INTO runs (kind, name, at, seconds, result) VALUES (?, ?, ?, ?, ?)"
+        await self._call(lambda: self._write(insert, row), 0)
+
+    async def _call(self, work: Callable[[], T], otherwise: T) -> T:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._executor, work)
+        except (sqlite3.Error, OSError) as error:
+            log.warning("history_failed", error=str(error))
+            return otherwise
+
+    # --- in the worker thread ----------------------------------------------------------------
+
+    def _open(self) -> None:
+        try:
+            self._connection = connect(self._path)
+        except sqlite3.OperationalError:
+            raise  # locked, read-only or no room: the file itself may be sound
+        except (sqlite3.DatabaseError, StoreTooNew) as error:
+            log.warning("history_moved_aside", path=str(self._path), error=str(error))
+            _move_aside(self._path)
+            self._connection = connect(self._path)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _write(self, statement: str, values: Sequence[object]) -> int:
+        if self._connection is None:
+            return 0
+        with self._connection:
+            return self._connection.execute(statement, values).rowcount
+
+    def _select(self, kind: Kind | None, limit: int) -> list[Row]:
+        if self._connection is None:
+            return []
+        return self._connection.execute(
+            "SELECT kind, name, at, seconds, result FROM runs"
+            " WHERE ?1 IS NULL OR kind = ?1 ORDER BY id DESC LIMIT ?2",
+            (kind.value if kind else None, limit),
+        ).fetchall()
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """An open database of the present version. Raises sqlite3.DatabaseError, StoreTooNew."""
+    connection = sqlite3.connect(path, timeout=_BUSY_S)
+    try:
+        _check(connection)
+        migrate(connection, MIGRATIONS)
+        # No write-ahead log: writes are rare, and one file is easier to move and to remove.
+        connection.execute("PRAGMA synchronous = NORMAL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(verdict)
+
+
+def migrate(connection: sqlite3.Connection, scripts: Sequence[str]) -> None:
+    """Bring the database to version len(scripts), each step all or nothing.
+
+    Raises StoreTooNew, with nothing changed, when it is past that already.
+    """
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(scripts):
+        msg = f"the history has version {version}, this Stoker knows {len(scripts)}"
+        raise StoreTooNew(msg)
+    for number, script in enumerate(scripts[version:], version + 1):
+        step = f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;"
+        try:
+            connection.executescript(step)
+        except sqlite3.Error:
+            connection.rollback()
+            raise
+
+
+def _move_aside(path: Path) -> None:
+    """Keep it under another name; the one that was kept before makes room."""
+    path.replace(path.with_name(f"{path.name}.broken"))
+    path.with_name(f"{path.name}-journal").unlink(missing_ok=True)  # belongs to the broken one
+
+
+# --- from events to rows ---------------------------------------------------------------------
+
+
+async def record_events(history: History, bus: EventBus) -> None:
+    """Write down every load and pull that ends, until cancelled."""
+    stopwatch = Stopwatch()
+    with bus.subscribe(watching=False) as subscription:
+        async for event in subscription:
+            ended = stopwatch.on(event, time.monotonic()) if event is not None else None
+            if ended is None:
+                continue
+            kind, name, seconds, result = ended
+            if kind is Kind.LOAD:
+                await history.record_load(name, seconds, result)
+            else:
+                await history.record_pull(name, seconds, result)
+
+
+class Stopwatch:
+    """How long loads and pulls took, from the events that tell of them. No clock of its own."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[Kind, str], float] = {}
+
+    def on(self, event: Event, now: float) -> tuple[Kind, str, float, str] | None:
+        """The load or pull that this event ends: kind, name, seconds and result."""
+        if isinstance(event, ModelChanged):
+            return self._on_model(event.model, now)
+        if isinstance(event, PullChanged):
+            return self._on_pull(event.pull, now)
+        return None
+
+    def _on_model(self, model: ModelView, now: float) -> tuple[Kind, str, float, str] | None:
+        key = Kind.LOAD, model.id
+        if model.state is ModelState.LOADING:
+            self._since.setdefault(key, now)
+            return None
+        since = self._since.pop(key, None)
+        if since is None or model.state is ModelState.QUEUED:
+            return None
+        result = model.error.code if model.error else model.state.value
+        return Kind.LOAD, model.id, now - since, result
+
+    def _on_pull(self, pull: PullView, now: float) -> tuple[Kind, str, float, str] | None:
+        key = Kind.PULL, pull.id
+        since = self._since.setdefault(key, now)
+        if not pull.state.ended:
+            return None
+        del self._since[key]
+        result = pull.error.code if pull.error else pull.state.value
+        return Kind.PULL, pull.reference, now - since, result

@@ -1,0 +1,106 @@
+"""What a model needs and who must go for it: the store and this machine, asked in a thread.
+
+Not for: when to load (`scheduler`), or carrying it out (`runtime`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from stoker.errors import BlobDamaged, MemoryShort
+from stoker.hardware.facts import HardwareFacts
+from stoker.lifecycle.eviction import Candidate, Choice, choose
+from stoker.settings import Settings
+from stoker.store.facts import ModelFacts
+from stoker.store.manifest import FileRole, Manifest
+from stoker.store.store import Store
+from stoker.tuning.launch import LaunchPlan, Wishes
+from stoker.tuning.plan import make_plan
+from stoker.types import ModelId
+
+
+@dataclass(frozen=True, slots=True)
+class Loadable:
+    """A stored model whose blobs were checked a moment ago."""
+
+    manifest: Manifest
+    facts: ModelFacts
+    path: Path
+    mmproj: Path | None
+    mmproj_bytes: int
+
+
+def examine(store: Store, model: ModelId) -> Loadable:
+    """Blocking. Raises UnknownModel, BlobDamaged, GgufError."""
+    manifest = store.find(str(model))
+    if manifest.damaged:
+        raise BlobDamaged(f"{manifest.id} is damaged and is not loaded", model=str(manifest.id))
+    store.check(manifest)
+    projectors = manifest.with_role(FileRole.MMPROJ)
+    return Loadable(
+        manifest,
+        store.facts(manifest),
+        store.model_path(manifest),
+        store.path(projectors[0].digest) if projectors else None,
+        projectors[0].size if projectors else 0,
+    )
+
+
+def wishes(settings: Settings, *, safe_mode: bool) -> Wishes:
+    return Wishes(
+        context=settings.context,
+        threads=settings.threads,
+        parallel=settings.parallel,
+        reserve_bytes=settings.memory_reserve_bytes,
+        safe_mode=safe_mode,
+    )
+
+
+def plan_load(
+    model: Loadable,
+    hardware: HardwareFacts,
+    wanted: Wishes,
+    *,
+    promised_bytes: int,
+    candidates: Sequence[Candidate],
+) -> Choice[LaunchPlan]:
+    """The launch plan and who must go first. Pure. Raises MemoryShort, with the numbers.
+
+    ``promised_bytes`` is what loaded models may still take of the memory that looks free.
+    """
+    short: list[MemoryShort] = []
+
+    def plan_with(extra_bytes: int) -> LaunchPlan | None:
+        try:
+            return make_plan(
+                str(model.manifest.id),
+                model.path,
+                model.facts,
+                with_memory(hardware, extra_bytes - promised_bytes),
+                wanted,
+                mmproj_path=model.mmproj,
+                mmproj_bytes=model.mmproj_bytes,
+            )
+        except MemoryShort as error:
+            short.append(error)
+            return None
+
+    choice = choose(candidates, plan_with)
+    if choice is None:
+        raise short[-1]
+    return choice
+
+
+def with_memory(hardware: HardwareFacts, change_bytes: int) -> HardwareFacts:
+    """The same machine with so much more, or less, free memory."""
+    memory, limits = hardware.memory, hardware.limits
+    headroom = limits.memory_headroom_bytes
+    return replace(
+        hardware,
+        memory=replace(memory, available_bytes=max(0, memory.available_bytes + change_bytes)),
+        limits=limits
+        if headroom is None
+        else replace(limits, memory_headroom_bytes=max(0, headroom + change_bytes)),
+    )

@@ -1,0 +1,117 @@
+"""What the runtime keeps about a load and about a worker, and how a model is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import anyio
+import psutil
+
+from stoker.engine.base import Worker
+from stoker.engine.upstream import Upstream
+from stoker.errors import StokerError
+from stoker.lifecycle.effects import Standing
+from stoker.lifecycle.loading import Loadable
+from stoker.lifecycle.rate import TokenRate
+from stoker.lifecycle.vigil import Vigil
+from stoker.schemas import ErrorView, MemoryView, ModelView
+from stoker.store.manifest import Manifest
+from stoker.tuning.launch import LaunchPlan
+from stoker.types import ModelId, ModelState
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to use a ready worker until the context of `Lifecycle.lease` ends."""
+
+    model: ModelId
+    worker: Worker
+    upstream: Upstream
+    context: int
+    add_tokens: Callable[[int], None]  # for the tokens per second that users see
+
+
+@dataclass(slots=True)
+class Running:
+    """A worker and what belongs to it."""
+
+    manifest: Manifest
+    plan: LaunchPlan
+    worker: Worker
+    upstream: Upstream
+    rate: TokenRate = field(default_factory=TokenRate)
+    vigil: Vigil = field(default_factory=Vigil)
+    asked: bool = False  # we stopped it
+
+    @property
+    def promised_bytes(self) -> int:
+        """What it may still take: the weights' page cache, and what it has not touched yet."""
+        need = self.plan.memory
+        taken = min(self.worker.resident_bytes() or 0, need.anonymous_bytes)
+        return need.total_bytes - taken
+
+    def cpu_s(self) -> float | None:
+        """Processor time that the worker has used; None when it cannot be read."""
+        try:
+            times = psutil.Process(self.worker.pid).cpu_times()
+        except psutil.Error:
+            return None
+        return float(times.user + times.system)
+
+
+@dataclass(slots=True)
+class Job:
+    """The one load on its way: planning, after evictions planning again, launching."""
+
+    model: ModelId
+    started_at: float
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)  # of the present step
+    loadable: Loadable | None = None
+    plan: LaunchPlan | None = None
+
+
+def model_view(
+    model: ModelId,
+    standing: Standing,
+    running: Running | None,
+    now: float,
+    *,
+    engine: str,
+    runtime: str,
+) -> ModelView:
+    expires = standing.keep_alive_s >= 0 and standing.state is ModelState.READY
+    left = standing.keep_alive_s - (now - standing.idle_since)
+    view = ModelView(
+        id=str(model),
+        state=standing.state,
+        in_flight=standing.in_flight,
+        queued=standing.queued,
+        expires_in_s=max(0.0, left) if expires and not standing.in_flight else None,
+        error=_error_view(standing.error),
+    )
+    if running is None:
+        return view
+    memory = MemoryView(
+        predicted_bytes=running.plan.memory.total_bytes,
+        resident_bytes=running.worker.resident_bytes(),
+    )
+    return view.model_copy(
+        update={
+            "engine": engine,
+            "runtime": runtime,
+            "pid": running.worker.pid,
+            "context": running.plan.context,
+            "parallel": running.plan.parallel,
+            "memory": memory,
+            "tokens_per_s": round(running.rate.per_second(now), 1),
+        }
+    )
+
+
+def _error_view(error: StokerError | None) -> ErrorView | None:
+    if error is None:
+        return None
+    return ErrorView(
+        code=error.code, message=error.message, hint=error.hint, facts=dict(error.facts)
+    )

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stoker.lifecycle.eviction import COMFORTABLE_CONTEXT, Candidate, choose
+from stoker.types import ModelId
+
+A = Candidate(ModelId("a"), 10, busy=False)
+B = Candidate(ModelId("b"), 30, busy=False)
+C = Candidate(ModelId("c"), 5, busy=False)
+BUSY = Candidate(ModelId("busy"), 50, busy=True)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    context: int
+
+
+def _fits(need: int, *, free: int = 0, context: int = 8192) -> Callable[[int], _Plan | None]:
+    return lambda extra: _Plan(context) if need <= free + extra else None
+
+
+def test_nothing_goes_when_it_fits() -> None:
+    """Room is room."""
+    choice = choose((A, B), _fits(10, free=10))
+
+    assert choice is not None
+    assert (choice.victims, choice.wait) == ((), False)
+
+
+def test_cheapest_go_first() -> None:
+    """In the order given, and no more than needed."""
+    choice = choose((A, B, C), _fits(10))
+
+    assert choice is not None
+    assert choice.victims == (A.model,)
+
+
+def test_small_one_is_spared_when_a_later_one_is_enough() -> None:
+    """Two are not evicted where one is enough."""
+    choice = choose((A, B), _fits(30))
+
+    assert choice is not None
+    assert choice.victims == (B.model,)
+
+
+def test_busy_ones_are_named_for_waiting_only() -> None:
+    """And only when the idle ones are not enough."""
+    choice = choose((A, BUSY), _fits(55))
+
+    assert choice is not None
+    assert choice.wait
+    assert BUSY.model in choice.victims
+    idle = choose((A, BUSY), _fits(10))
+    assert idle is not None
+    assert (idle.victims, idle.wait) == ((A.model,), False)
+
+
+def test_what_never_fits_is_none() -> None:
+    """Nobody is evicted for nothing."""
+    assert choose((A, B, C, BUSY), _fits(96)) is None
+
+
+def test_idle_model_goes_for_a_usable_context_only() -> None:
+    """A cramped context evicts; more than comfortable does not."""
+
+    def grows(extra: int) -> _Plan:
+        return _Plan(2048 + extra * 1000)
+
+    def comfortable(extra: int) -> _Plan:
+        return _Plan(COMFORTABLE_CONTEXT + extra * 1000)
+
+    cramped, roomy = choose((A, B), grows), choose((A, B), comfortable)
+
+    assert cramped is not None
+    assert roomy is not None
+    assert cramped.victims == (A.model,)
+    assert roomy.victims == ()
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.booleans()), max_size=5),
+    st.integers(0, 200),
+    st.integers(0, 60),
+)
+def test_choice_is_sound_and_minimal(sizes: list[tuple[int, bool]], need: int, free: int) -> None:
+    """It frees enough, no victim is superfluous, and busy ones only where idle ones are short."""
+    candidates = [
+        Candidate(ModelId(f"m{n}"), size, busy=busy) for n, (size, busy) in enumerate(sizes)
+    ]
+    choice = choose(candidates, _fits(need, free=free))
+
+    if choice is None:
+        assert free + sum(size for size, _ in sizes) < need
+        return
+    by_model = {one.model: one for one in candidates}
+    victims = [by_model[victim] for victim in choice.victims]
+    freed = sum(one.size_bytes for one in victims)
+    assert free + freed >= need
+    assert all(free + freed - one.size_bytes < need for one in victims)
+    idle = sum(one.size_bytes for one in candidates if not one.busy)
+    assert choice.wait == (free + idle < need)
+    assert choice.wait or not any(one.busy for one in victims)

@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from stoker.errors import QueueFull, ShuttingDown, StokerError, WorkerFailed
+from stoker.lifecycle.effects import Abort, Effect, Grant, Plan, Reject, Start, Stop
+from stoker.lifecycle.eviction import Candidate
+from stoker.lifecycle.scheduler import QUANTUM_S, Scheduler
+from stoker.types import ModelId, ModelState
+
+T = TypeVar("T")
+A = ModelId("a")
+B = ModelId("b")
+
+
+def _scheduler(*, max_queue: int = 8, keep_alive_s: float = 60) -> Scheduler:
+    return Scheduler(max_queue=max_queue, keep_alive_s=keep_alive_s)
+
+
+def _load(
+    scheduler: Scheduler, model: ModelId, ticket: int, now: float = 0, places: int = 1
+) -> int:
+    """Bring a model up for one request; the generation of its grant."""
+    scheduler.on_request(ticket, model, now)
+    scheduler.on_planned(model, 10, (), now, wait=False)
+    (grant,) = _of(Grant, scheduler.on_ready(model, places, now))
+    return grant.generation
+
+
+def _of(kind: type[T], effects: Iterable[Effect]) -> list[T]:
+    return [effect for effect in effects if isinstance(effect, kind)]
+
+
+def _state(scheduler: Scheduler, model: ModelId) -> ModelState:
+    return scheduler.standing(model).state
+
+
+# --- one model -------------------------------------------------------------------------------
+
+
+def test_first_request_loads_and_is_granted() -> None:
+    """Plan, start, grant, in that order and once each."""
+    scheduler = _scheduler()
+
+    assert scheduler.on_request(1, A, 0) == [Plan(A, ())]
+    assert _state(scheduler, A) is ModelState.LOADING
+    assert scheduler.on_planned(A, 10, (), 0, wait=False) == [Start(A)]
+    assert scheduler.on_ready(A, 1, 0) == [Grant(1, A, 1)]
+    assert _state(scheduler, A) is ModelState.READY
+
+
+def test_requests_during_a_load_do_not_start_another() -> None:
+    """All who wait are granted when the one load is ready."""
+    scheduler = _scheduler()
+    scheduler.on_request(1, A, 0)
+
+    assert scheduler.on_request(2, A, 0) == []
+    scheduler.on_planned(A, 10, (), 0, wait=False)
+    assert scheduler.on_ready(A, 4, 0) == [Grant(1, A, 1), Grant(2, A, 1)]
+
+
+def test_places_bound_what_runs_at_once() -> None:
+    """A request beyond the places waits for a release, in order."""
+    scheduler = _scheduler()
+    generation = _load(scheduler, A, 1, places=1)
+
+    assert scheduler.on_request(2, A, 1) == []
+    assert scheduler.on_request(3, A, 1) == []
+    assert scheduler.on_released(A, generation, 2) == [Grant(2, A, generation)]
+
+
+def test_queue_is_bounded() -> None:
+    """Too many waiting requests are told so, with numbers."""
+    scheduler = _scheduler(max_queue=1)
+    scheduler.on_request(1, A, 0)
+
+    (reject,) = _of(Reject, scheduler.on_request(2, A, 0))
+
+    assert isinstance(reject.error, QueueFull)
+    assert reject.error.facts == {"queued": 1, "limit": 1}
+
+
+def test_unwanted_load_is_cancelled() -> None:
+    """When the last waiter leaves, the load is aborted; the next request begins anew."""
+    scheduler = _scheduler()
+    scheduler.on_request(1, A, 0)
+    scheduler.on_planned(A, 10, (), 0, wait=False)
+
+    assert scheduler.on_cancelled(1, 1) == [Abort(A)]
+    assert scheduler.on_request(2, A, 1) == []
+    assert scheduler.on_exited(A, None, 2) == [Plan(A, ())]
+
+
+def test_load_with_another_waiter_goes_on() -> None:
+    """One of two leaving changes nothing for the other."""
+    scheduler = _scheduler()
+    scheduler.on_request(1, A, 0)
+    scheduler.on_request(2, A, 0)
+
+    assert scheduler.on_cancelled(1, 1) == []
+    scheduler.on_planned(A, 10, (), 0, wait=False)
+    assert scheduler.on_ready(A, 1, 2) == [Grant(2, A, 1)]
+
+
+def test_ready_after_the_abort_is_ignored() -> None:
+    """A worker that became ready in the moment of the abort is not served from."""
+    scheduler = _scheduler()
+    scheduler.on_request(1, A, 0)
+    scheduler.on_planned(A, 10, (), 0, wait=False)
+    scheduler.on_cancelled(1, 1)
+
+    assert scheduler.on_ready(A, 1, 1) == []
+    assert scheduler.on_exited(A, None, 2) == []
+    assert _state(scheduler, A) is ModelState.UNLOADED
+
+
+# --- failures --------------------------------------------------------------------------------
+
+
+def _broken() -> StokerError:
+    return WorkerFailed("it broke", kind="unknown")
+
+
+def test_failed_load_rejects_all_and_the_next_request_tries_again() -> None:
+    """The first failure is not held against the next request."""
+    scheduler = _scheduler()
+    error = _broken()
+    scheduler.on_request(1, A, 0)
+    scheduler.on_request(2, A, 0)
+
+    assert scheduler.on_failed(A, error, 1) == [Reject(1, error), Reject(2, error)]
+    assert _state(scheduler, A) is ModelState.FAILED
+    assert scheduler.standing(A).error is error
+    assert scheduler.on_request(3, A, 1) == [Plan(A, ())]
+
+
+def test_repeated_failures_back_off_briefly() -> None:
+    """The second failure in a row answers at once for a second, then it is tried again."""
+    scheduler = _scheduler()
+    error = _broken()
+    for ticket in (1, 2):
+        scheduler.on_request(ticket, A, 0)
+        scheduler.on_failed(A, error, 0)
+
+    assert scheduler.on_request(3, A, 0.5) == [Reject(3, error)]
+    assert scheduler.on_request(4, A, 1.0) == [Plan(A, ())]
+
+
+def test_shortage_is_not_held_against_anyone() -> None:
+    """What failed for lack of memory is tried again at once, however often."""
+    scheduler = _scheduler()
+    for ticket in range(5):
+        assert scheduler.on_request(ticket, A, 0) == [Plan(A, ())]
+        scheduler.on_failed(A, _broken(), 0, back_off=False)
+
+
+def test_crash_in_flight_loads_again_for_the_next() -> None:
+    """A late release of the dead worker's request does not touch the new worker's count."""
+    scheduler = _scheduler()
+    generation = _load(scheduler, A, 1)
+
+    scheduler.on_exited(A, _broken(), 1)
+    assert _state(scheduler, A) is ModelState.FAILED
+    assert scheduler.on_request(2, A, 1) == [Plan(A, ())]
+    scheduler.on_planned(A, 10, (), 1, wait=False)
+    scheduler.on_ready(A, 1, 1)
+    scheduler.on_released(A, generation, 2)
+
+    assert scheduler.standing(A).in_flight == 1
+
+
+def test_crash_with_waiters_loads_again_for_them() -> None:
+    """Requests that had not begun do not suffer from another one's crash."""
+    scheduler = _scheduler()
+    _load(scheduler, A, 1)
+    scheduler.on_request(2, A, 1)
+
+    assert scheduler.on_exited(A, _broken(), 2) == [Plan(A, ())]
+
+
+# --- two models ------------------------------------------------------------------------------
+
+
+def test_idle_model_makes_room() -> None:
+    """Stop, wait for the exit, plan again with the memory that is really free, start."""
+    scheduler = _scheduler()
+    generation = _load(scheduler, A, 1)
+    scheduler.on_released(A, generation, 1)
+
+    assert scheduler.on_request(2, B, 2) == [Plan(B, (Candidate(A, 10, busy=False),))]
+    assert scheduler.on_planned(B, 20, (A,), 2, wait=False) == [Stop(A)]
+    assert scheduler.on_exited(A, None, 3) == [Plan(B, ())]
+    assert scheduler.on_planned(B, 20, (), 3, wait=False) == [Start(B)]
+
+
+def test_victim_that_got_a_request_is_spared() -> None:
+    """Between plan and stop the world may change: then it is planned again."""
+    scheduler = _scheduler()
+    generation = _load(scheduler, A, 1)
+    scheduler.on_released(A, generation, 1)
+    scheduler.on_request(2, B, 2)
+    scheduler.on_request(3, A, 2)
+
+    effects = scheduler.on_planned(B, 20, (A,), 2, wait=False)
+
+    assert effects == [Plan(B, (Candidate(A, 10, busy=True),))]
+
+
+def test_busy_model_is_waited_for() -> None:
+    """A busy model is never stopped; when it falls idle there is a new plan."""
+    scheduler = _scheduler()
+    generation = _load(scheduler, A, 1)
+    scheduler.on_request(2, B, 1)
+
+    assert scheduler.on_planned(B, 20, (A,), 1, wait=True) == []
+    assert _state(scheduler, B) is ModelState.QUEUED
+    assert scheduler.on_released(A, generation, 2) == [Plan(B, (Candidate(A, 10, busy=False),))]
+
+
+def test_steady_stream_of_requests_yields_after_a_quantum() -> None:
+    """After the quantum the served model takes no new requests, and ends when it is idle."""
+    scheduler = _scheduler()
+    generation = _load(scheduler, A, 1, places=2)
+    scheduler.on_request(2, B, 1)
+    scheduler.on_planned(B, 20, (A,), 1, wait=True)
+    assert scheduler.on_request(3, A, 2) == [Grant(3, A, generation)]
+
+    later = QUANTUM_S + 2
+    assert Stop(A) not in scheduler.on_tick(later)
+    assert scheduler.on_request(4, A, later) == []
+    assert scheduler.on_released(A, generation, later) == []
+    assert scheduler.on_released(A, generation, later) == [Stop(A)]
+    assert scheduler.on_exited(A, None, later) == [Plan(B, ())]
+
+
+def test_fresh_model_keeps_its_quantum() -> None:
+    """Who waited long does not push out a model that was loaded a moment ago."""
+    scheduler = _scheduler()
+    _load(scheduler, A, 1, now=100)
+    scheduler.on_request(2, B, 100)
+    scheduler.on_planned(B, 20, (A,), 100, wait=True)
+
+    effects = scheduler.on_tick(100 + QUANTUM_S - 1)
+
+    assert _of(Stop, effects) == []
+    assert _state(scheduler, A) is ModelState.READY
+
+
+def test_models_are_loaded_in_the_order_of_their_oldest_request() -> None:
+    """One load at a time; the next is whoever waits longest."""
+    scheduler = _scheduler()
+    scheduler.on_request(1, A, 0)
+    assert scheduler.on_request(2, B, 1) == []
+    scheduler.on_planned(A, 10, (), 1, wait=False)
+
+    assert _of(Plan, scheduler.on_ready(A, 1, 2)) == [Plan(B, (Candidate(A, 10, busy=True),))]
+
+
+def test_leaving_while_waiting_for_room_lets_the_next_load() -> None:
+    """A load that had not begun needs no abort."""
+    scheduler = _scheduler()
+    _load(scheduler, A, 1)
+    scheduler.on_request(2, B, 1)
+    scheduler.on_planned(B, 20, (A,), 1, wait=True)
+
+    assert scheduler.on_cancelled(2, 2) == []
+    assert scheduler.current is None
+    assert _state(scheduler, B) is ModelState.UNLOADED
+
+
+def test_pinned_model_is_no_candidate() -> None:
+    """A pinned model neither makes room nor expires."""
+    scheduler = _scheduler(keep_alive_s=1)
+    generation = _load(scheduler, A, 1)
+    scheduler.keep(A, pinned=True)
+    scheduler.on_released(A, generation, 1)
+
+    assert scheduler.on_tick(100) == []
+    assert scheduler.on_request(2, B, 100) == [Plan(B, ())]
+
+
+# --- leaving ---------------------------------------------------------------------------------
+
+
+def test_idle_model_expires() -> None:
+    """keep_alive counts from the last release, and -1 means for ever."""
+    scheduler = _scheduler(keep_alive_s=10)
+    generation = _load(scheduler, A, 1)
+    assert scheduler.on_tick(100) == []
+    scheduler.on_released(A, generation, 100)
+
+    assert scheduler.on_tick(109) == []
+    assert scheduler.on_tick(110) == [Stop(A)]
+    assert _state(scheduler, A) is ModelState.DRAINING
+
+    scheduler.on_exited(A, None, 111)
+    scheduler.keep(A, keep_alive_s=-1)
+    generation = _load(scheduler, A, 2, now=111)
+    scheduler.on_released(A, generation, 111)
+    assert scheduler.on_tick(1e9) == []
+
+
+def test_unload_waits_for_what_runs() -> None:
+    """New requests wait for the next worker; the running one ends in peace."""
+    scheduler = _scheduler()
+    generation = _load(scheduler, A, 1)
+
+    assert scheduler.on_unload(A, 1) == []
+    assert scheduler.on_request(2, A, 1) == []
+    assert scheduler.on_released(A, generation, 2) == [Stop(A)]
+    assert scheduler.on_exited(A, None, 3) == [Plan(A, ())]
+
+
+def test_forced_unload_stops_at_once() -> None:
+    """With force nobody is waited for, and the stop is asked for once."""
+    scheduler = _scheduler()
+    _load(scheduler, A, 1)
+    scheduler.on_unload(A, 1)
+
+    assert scheduler.on_unload(A, 2, force=True) == [Stop(A)]
+    assert scheduler.on_unload(A, 3, force=True) == []
+
+
+def test_unload_during_the_load_aborts_it() -> None:
+    """Who waited for it is told."""
+    scheduler = _scheduler()
+    scheduler.on_request(1, A, 0)
+
+    effects = scheduler.on_unload(A, 1)
+
+    assert [reject.ticket for reject in _of(Reject, effects)] == [1]
+    assert _of(Abort, effects) == [Abort(A)]
+
+
+def test_drain_refuses_and_stops() -> None:
+    """Waiting and new requests are refused, running ones end, then the workers stop."""
+    scheduler = _scheduler()
+    generation = _load(scheduler, A, 1)
+    scheduler.on_request(2, B, 1)
+
+    effects = scheduler.on_drain(2)
+
+    assert [type(reject.error) for reject in _of(Reject, effects)] == [ShuttingDown]
+    assert _of(Abort, effects) == [Abort(B)]
+    assert _of(Stop, effects) == []
+    assert isinstance(_of(Reject, scheduler.on_request(3, A, 3))[0].error, ShuttingDown)
+    assert scheduler.on_released(A, generation, 4) == [Stop(A)]
