@@ -1,0 +1,112 @@
+"""What `doctor` looks at beside the hardware: settings, folders, the daemon, its port, the tray."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from stoker import __version__, errors
+from stoker.cli import process
+from stoker.hardware.assess import Finding
+
+if TYPE_CHECKING:
+    from stoker.paths import Paths
+    from stoker.schemas import StatusView
+    from stoker.settings import Settings
+
+_TRAY_NAME: Final = "org.kde.StatusNotifierWatcher"
+_BUS_TIMEOUT_S: Final = 2.0
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def check_settings(places: Paths) -> tuple[Settings | None, Finding]:
+    """The settings when they are sound, and what was found."""
+    from stoker import settings
+
+    file = places.config_file
+    try:
+        loaded = settings.load(file)
+    except errors.BadSetting as error:
+        return None, Finding("fail", "settings", error.message, error.hint)
+    text = f"{file} is sound" if file.exists() else "all settings have their defaults"
+    return loaded, Finding("ok", "settings", text)
+
+
+def check_folders(places: Paths) -> Finding:
+    """Whether everything that Stoker writes can be written."""
+    for folder in (places.data, places.config, places.state, places.run):
+        there = existing(folder)
+        if not os.access(there, os.W_OK | os.X_OK):
+            fix = f"Make it yours: chown {os.environ.get('USER', 'you')} {there}"
+            return Finding("fail", "folders", f"{there} cannot be written", fix)
+    return Finding("ok", "folders", f"data in {places.data}")
+
+
+def check_daemon(wishes: Settings | None) -> list[Finding]:
+    """Whether it runs and answers; when not, whether its port is free."""
+    try:
+        status = process.running()
+    except errors.StokerError as error:
+        return [Finding("fail", "daemon", error.message, error.hint)]
+    if status is not None:
+        return [_running(status)]
+    findings = [Finding("warn", "daemon", "it is not running", errors.DaemonNotRunning.hint)]
+    if wishes is not None and wishes.port and not port_is_free(wishes.host, wishes.port):
+        text = f"port {wishes.port} is taken by another program"
+        findings.append(Finding("fail", "port", text, errors.PortTaken.hint))
+    return findings
+
+
+def _running(status: StatusView) -> Finding:
+    text = f"version {status.daemon.version} answers, endpoint {status.server.base_url}"
+    if status.daemon.version != __version__:
+        text += f", but this program is version {__version__}"
+        return Finding("warn", "daemon", text, "Run `stoker restart`.")
+    return Finding("ok", "daemon", text)
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether the endpoint could be opened here now."""
+    address = "127.0.0.1" if host == "localhost" else host
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            if sys.platform != "win32":  # there it would share a taken port
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, port))
+    except OSError:
+        return False
+    return True
+
+
+def tray_host(environ: Mapping[str, str] = os.environ) -> bool | None:
+    """Whether this desktop shows tray icons; None when there is no desktop or no way to ask."""
+    if not sys.platform.startswith("linux"):
+        return True
+    if not (environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY")):
+        return None
+    try:
+        jeepney = import_module("jeepney")  # comes with the tray; it has no types
+        blocking = import_module("jeepney.io.blocking")
+    except ImportError:  # the tray is not installed
+        return None
+    bus_name = "org.freedesktop.DBus"
+    bus = jeepney.DBusAddress("/org/freedesktop/DBus", bus_name, bus_name)
+    try:
+        with blocking.open_dbus_connection("SESSION") as connection:
+            call = jeepney.new_method_call(bus, "NameHasOwner", "s", (_TRAY_NAME,))
+            reply = connection.send_and_get_reply(call, timeout=_BUS_TIMEOUT_S)
+    except (OSError, KeyError, ValueError, TimeoutError):
+        return None
+    return reply.body[0] is True

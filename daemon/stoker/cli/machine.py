@@ -1,0 +1,128 @@
+"""`doctor`: what this machine can run, what is wrong with it, and the fix. Needs no daemon."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from typing import TYPE_CHECKING, Any, Final
+
+import typer
+
+from stoker import paths
+from stoker.cli import checks
+from stoker.cli.boundary import ExitCode
+from stoker.cli.output import Colour, clean_line, paint, print_json, size, table
+from stoker.hardware.assess import GIB, Finding, usable_total_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stoker.catalogue import Entry
+    from stoker.hardware.facts import HardwareFacts
+    from stoker.settings import Settings
+
+_SHOWN: Final = 4  # models; --json has all
+_LABEL: Final[dict[str, tuple[str, Colour]]] = {
+    "ok": ("ok  ", "green"),
+    "warn": ("WARN", "yellow"),
+    "fail": ("FAIL", "red"),
+}
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(doctor)
+
+
+def doctor(
+    as_json: bool = typer.Option(False, "--json", help="Print JSON (docs/cli.md)."),
+) -> None:
+    """Say what this machine can run and what is wrong.
+
+    Works without the daemon. Exit code 1 when something is broken.
+    """
+    from stoker import catalogue
+    from stoker.hardware.probe import probe
+
+    facts = probe()
+    wishes, findings = _look(paths.from_environment(), facts)
+    free = facts.headroom_bytes - _reserve_bytes(wishes, facts)
+    fitting = catalogue.recommend(catalogue.load().entries, free)
+    broken = any(finding.level == "fail" for finding in findings)
+    if as_json:
+        print_json(
+            {
+                "ok": not broken,
+                "findings": [dataclasses.asdict(finding) for finding in findings],
+                "machine": _machine_json(facts),
+                "recommended": [_entry_json(entry) for entry in fitting],
+            }
+        )
+    else:
+        _print(findings, fitting)
+    if broken:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _look(places: paths.Paths, facts: HardwareFacts) -> tuple[Settings | None, list[Finding]]:
+    """The settings when they are sound, and everything that was found."""
+    from stoker.hardware.assess import assess
+
+    wishes, settings_finding = checks.check_settings(places)
+    free = shutil.disk_usage(checks.existing(places.data)).free
+    hardware = assess(facts, disk_free_bytes=free, tray_host=checks.tray_host())
+    findings = [
+        settings_finding,
+        checks.check_folders(places),
+        *checks.check_daemon(wishes),
+        *hardware,
+    ]
+    return wishes, findings
+
+
+def _reserve_bytes(wishes: Settings | None, facts: HardwareFacts) -> int:
+    """What stays free for other programs, as a load will have it."""
+    if wishes is not None and wishes.memory_reserve_bytes is not None:
+        return wishes.memory_reserve_bytes
+    total = usable_total_bytes(facts)
+    return min(max(GIB, total // 10), total // 4)
+
+
+def _print(findings: Sequence[Finding], fitting: Sequence[Entry]) -> None:
+    width = max(len(finding.topic) for finding in findings)
+    for finding in findings:
+        print(f"{_level(finding)}  {finding.topic.ljust(width)}  {clean_line(finding.text)}")
+        if finding.fix:
+            print(f"{' ' * (width + 8)}-> {clean_line(finding.fix)}")
+    print()
+    if fitting:
+        print("Models that fit in the memory that is free now, the best first:")
+        rows = [
+            (entry.name, size(entry.bytes), size(entry.memory_bytes), entry.summary)
+            for entry in fitting[:_SHOWN]
+        ]
+        headers = ("MODEL", "DOWNLOAD", "MEMORY", "WHAT IT IS GOOD FOR")
+        print(table(headers, rows, right={"DOWNLOAD", "MEMORY"}))
+        print(f"Get the first with: stoker pull {fitting[0].name}")
+    else:
+        print("No model of the catalogue fits in the memory that is free now.")
+
+
+def _level(finding: Finding) -> str:
+    label, colour = _LABEL[finding.level]
+    return paint(label, colour)
+
+
+def _machine_json(facts: HardwareFacts) -> dict[str, Any]:
+    derived = {"effective_cpus": facts.effective_cpus, "headroom_bytes": facts.headroom_bytes}
+    return {**dataclasses.asdict(facts), **derived}
+
+
+def _entry_json(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": str(entry.name),
+        "title": entry.title,
+        "summary": entry.summary,
+        "licence": entry.licence,
+        "bytes": entry.bytes,
+        "memory_bytes": entry.memory_bytes,
+    }

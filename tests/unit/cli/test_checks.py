@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from stoker import paths, settings
+from stoker.cli import checks
+
+from .conftest import StubClient
+
+
+def test_a_wrong_setting_is_a_failure_with_its_fix(stoker_home: Path) -> None:
+    (stoker_home / "config.toml").write_text("prot = 1\n")
+
+    wishes, finding = checks.check_settings(paths.from_environment())
+
+    assert wishes is None
+    assert finding.level == "fail"
+    assert "Did you mean port?" in finding.fix
+
+
+def test_without_a_daemon_a_taken_port_is_a_failure(stoker_home: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        wishes = settings.Settings(port=other.getsockname()[1])
+
+        taken = checks.check_daemon(wishes)
+    free = checks.check_daemon(wishes)
+
+    assert [(one.topic, one.level) for one in taken] == [("daemon", "warn"), ("port", "fail")]
+    assert [(one.topic, one.level) for one in free] == [("daemon", "warn")]
+    assert "stoker config set port" in taken[1].fix
+
+
+def test_a_daemon_that_answers_is_fine(client: StubClient) -> None:
+    findings = checks.check_daemon(settings.Settings())
+
+    assert [(one.topic, one.level) for one in findings] == [("daemon", "ok")]
+
+
+def test_a_daemon_of_another_version_should_be_restarted(
+    client: StubClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "__version__", "9.9.9")
+
+    (finding,) = checks.check_daemon(settings.Settings())
+
+    assert finding.level == "warn"
+    assert "stoker restart" in finding.fix
+
+
+def test_folders_that_cannot_be_written_are_a_failure(
+    stoker_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = paths.from_environment()
+    assert checks.check_folders(places).level == "ok"
+
+    monkeypatch.setattr("os.access", lambda *_words: False)
+    finding = checks.check_folders(places)
+
+    assert finding.level == "fail"
+    assert str(stoker_home) in finding.fix
+
+
+def test_no_desktop_means_no_word_about_a_tray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+
+    assert checks.tray_host({}) is None
+
+
+def test_a_desktop_without_a_session_bus_gives_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent/bus")
+
+    assert checks.tray_host({"DISPLAY": ":0"}) is None
+
+
+def test_the_nearest_existing_folder(tmp_path: Path) -> None:
+    assert checks.existing(tmp_path / "a" / "b") == tmp_path

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from stoker.cli import progress
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("step", "detail"),
+    [
+        (progress.Step("x"), ""),
+        (progress.Step("x", 5_000_000), "5 MB"),
+        (progress.Step("x", 40_000_000, 98_000_000), "40 MB of 98 MB"),
+        (
+            progress.Step("x", 40_000_000, 98_000_000, 12_000_000, 4.8),
+            "40 MB of 98 MB, 12 MB/s, 5 s left",
+        ),
+    ],
+)
+def test_a_step_says_what_is_known(step: progress.Step, detail: str) -> None:
+    assert step.detail == detail
+
+
+def test_plain_progress_does_not_flood_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line at each change of what is done, and one every five seconds."""
+    clock = Clock()
+    show = progress.Lines(clock)
+
+    for clock.now, label in ((0, "a"), (1, "a"), (2, "b"), (3, "b"), (8, "b")):
+        show(progress.Step(label))
+
+    assert capsys.readouterr().err.split() == ["a", "b", "b"]
+
+
+def test_rate_and_time_left_count_from_the_first_step() -> None:
+    """What was there before the watching began is not counted as speed."""
+    clock = Clock()
+    meter = progress.Meter(clock)
+
+    first = meter.step("x", 500, 1000)
+    clock.now = 2.0
+    second = meter.step("x", 700, 1000)
+
+    assert (first.bytes_per_s, first.eta_s) == (0.0, None)
+    assert (second.bytes_per_s, second.eta_s) == (100.0, 3.0)
