@@ -1,0 +1,30 @@
+"""The real daemon, except that it writes down each worker's address and key.
+
+So that a benchmark can ask the very worker that serves the endpoint. Only for benchmarks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import anyio
+
+from stoker import serve
+from stoker.engine.base import Worker
+from stoker.engine.xllamacpp import XllamacppEngine
+from stoker.tuning.plan import LaunchPlan
+
+
+class _RecordingEngine(XllamacppEngine):
+    async def launch(self, plan: LaunchPlan, *, timeout_s: float) -> Worker:
+        worker = await super().launch(plan, timeout_s=timeout_s)
+        record = {"socket": str(worker.address.socket), "key": worker.key}
+        file = anyio.Path(os.environ["STOKER_TEST_WORKER_FILE"])
+        await file.write_text(json.dumps(record))
+        return worker
+
+
+if __name__ == "__main__":
+    vars(serve)["XllamacppEngine"] = _RecordingEngine
+    serve.main()

@@ -1,0 +1,120 @@
+"""Fixtures and guards for every test.
+
+Guards: a test talks to this machine only, and leaves no process behind. Unclosed sockets and files
+are errors already (`filterwarnings = error` turns their ResourceWarning into one).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.fakes.starter import StarterMissing, starter_path
+
+# --- network guard ---------------------------------------------------------------------------
+
+
+class NetworkBlocked(BaseException):
+    """Not an Exception: no code under test may mistake it for a network that is down."""
+
+
+def _is_local(address: object) -> bool:
+    if not isinstance(address, tuple):
+        return True  # a UNIX socket's path, or another family without a network
+    host = address[0]
+    if host in {None, "", "localhost", b"localhost"}:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name would have to be looked up
+
+
+def _guard_network(event: str, args: tuple[object, ...]) -> None:
+    if event in {"socket.connect", "socket.sendto"}:
+        address = args[1]
+    elif event == "socket.getaddrinfo":
+        address = (args[0],)
+    else:
+        return
+    if not _is_local(address):
+        msg = f"a test may talk to this machine only, not to {address!r}"
+        raise NetworkBlocked(msg)
+
+
+sys.addaudithook(_guard_network)  # in this process only; pip below runs in a child
+
+# --- leak check ------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    """Fail a test that leaves a child process behind, and end that process."""
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    left = [p for p in psutil.Process().children(recursive=True) if p not in before]
+    _fail_for(psutil.wait_procs(left, timeout=2)[1])
+
+
+def _fail_for(left: list[psutil.Process]) -> None:
+    found = [str(process) for process in left]
+    for process in left:
+        process.kill()
+    psutil.wait_procs(left, timeout=5)
+    if found:
+        pytest.fail(f"processes left behind: {'; '.join(found)}")
+
+
+def _processes_of(home: Path) -> list[psutil.Process]:
+    """Processes that work in or for `home`, also those that no longer have us as a parent."""
+    found = []
+    for process in psutil.process_iter(["cwd", "environ"]):
+        cwd, environ = process.info["cwd"] or "", process.info["environ"] or {}
+        for_home = environ.get("STOKER_HOME") == str(home) or Path(cwd).is_relative_to(home)
+        if for_home and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
+# --- fixtures --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Async tests run on asyncio, as the daemon does."""
+    return "asyncio"
+
+
+@pytest.fixture
+def stoker_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty home in a short path (a socket's path holds about 100 bytes), as STOKER_HOME."""
+    for name in list(os.environ):
+        if name.startswith(("STOKER_", "HF_")) and not name.startswith("STOKER_TEST_"):
+            monkeypatch.delenv(name)
+    home = Path(tempfile.mkdtemp(prefix="st-", dir="/tmp" if os.name == "posix" else None))
+    home = home.resolve()  # macOS: /tmp is a link, and processes report the real path
+    monkeypatch.setenv("STOKER_HOME", str(home))
+    yield home
+    try:
+        _fail_for(psutil.wait_procs(_processes_of(home), timeout=2)[1])
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def starter_gguf() -> Path:
+    """The real starter model, read-only for tests; downloaded once per machine and verified."""
+    try:
+        return starter_path()
+    except StarterMissing as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error))
+        pytest.skip(str(error))

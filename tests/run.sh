@@ -1,0 +1,131 @@
+#!/usr/bin/env bash
+# Lint, type-check and test this checkout in an environment of its own.
+#
+#   tests/run.sh                  everything (needs the package registries once)
+#   tests/run.sh --quick          unit tests only, and no Debian packages
+#   tests/run.sh -- -k store -x   what follows is passed on to pytest (the -- may be left out)
+#
+# The environment lives outside the checkout, one per checkout, Python and pyproject.toml:
+# $STOKER_TEST_ENV, or a folder in ~/.cache/stoker-tests. The last line is pytest's closing line.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+readonly ROOT=$PWD
+
+quick=
+if [[ ${1:-} == --quick ]]; then quick=1; shift; fi
+if [[ ${1:-} == -- ]]; then shift; fi
+if [[ ${1:-} == --help || ${1:-} == -h ]]; then sed -n '2,9s/^# \{0,1\}//p' tests/run.sh; exit 0; fi
+
+failed=()
+
+# step NAME COMMAND...: run it, print its name and seconds, remember a failure.
+step() {
+  local name=$1 start=$SECONDS status=0
+  shift
+  printf '== %s\n' "$name"
+  "$@" </dev/null || status=$?
+  if ((status)); then failed+=("$name"); fi
+  printf '== %s: %s in %d s\n' "$name" "$( ((status)) && echo FAILED || echo ok)" $((SECONDS - start))
+  return "$status"
+}
+
+die() { printf 'tests/run.sh: %s\n' "$*" >&2; exit 1; }
+
+is_new_enough() {
+  "$1" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' >/dev/null 2>&1
+}
+
+find_python() {
+  local candidate
+  for candidate in python3.13 python3.12 python3.11 python3 python; do
+    if is_new_enough "$candidate"; then
+      "$candidate" -c 'import sys; print(sys.executable)'
+      return
+    fi
+  done
+  if command -v uv >/dev/null; then uv python find --no-project '>=3.11' 2>/dev/null; fi
+}
+
+# The tests call openssl (as a yardstick), curl (as a client) and shellcheck. Without root or
+# apt-get they are looked for, and what needs them says so.
+debian_packages() {
+  local want=()
+  command -v openssl >/dev/null || want+=(openssl)
+  command -v curl >/dev/null || want+=(curl)
+  command -v shellcheck >/dev/null || want+=(shellcheck)
+  [[ -n $(find_python) ]] || want+=(python3)
+  python3 -c 'import ensurepip' 2>/dev/null || want+=(python3-venv)
+  ((${#want[@]})) || return 0
+  if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
+    echo "not installed (needs root and apt-get): ${want[*]}"
+    return 0
+  fi
+  export DEBIAN_FRONTEND=noninteractive
+  { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${want[@]}"; } \
+    >/dev/null 2>&1 || echo "apt-get could not install: ${want[*]}"
+}
+
+install_with_uv() {
+  rm -rf "$env"
+  # As pip does, trust this machine's own certificates.
+  export UV_SYSTEM_CERTS=1 UV_NATIVE_TLS=1
+  uv venv --quiet --seed --python "$python" "$env" &&
+    uv pip install --quiet --python "$env/bin/python" -e . --group test --group lint
+}
+
+install_with_pip() {
+  rm -rf "$env"
+  "$python" -m venv "$env" &&
+    "$env/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1' &&
+    "$env/bin/python" -m pip install --quiet -e . --group test --group lint
+}
+
+make_environment() {
+  if [[ -e $env/.complete ]]; then
+    echo "using $env"
+    return 0
+  fi
+  echo "making $env with $python"
+  mkdir -p "$(dirname "$env")" || return
+  { command -v uv >/dev/null && install_with_uv; } || install_with_pip || return
+  touch "$env/.complete"
+}
+
+# Older environments of this same checkout are of no use any more.
+remove_old_environments() {
+  local old
+  for old in "$cache/env-$checkout"-*; do
+    if [[ -d $old && $old != "$env" ]]; then rm -rf "$old"; fi
+  done
+}
+
+hash_of() { "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:12])'; }
+
+[[ $quick ]] || step "Debian packages" debian_packages
+python=$(find_python)
+[[ -n $python ]] || die "no Python 3.11 or newer was found"
+
+cache=${HOME:-/nonexistent}/.cache/stoker-tests
+mkdir -p "$cache" 2>/dev/null || cache=${TMPDIR:-/tmp}/stoker-tests-$(id -u)
+checkout=$(printf %s "$ROOT" | hash_of)
+env=${STOKER_TEST_ENV:-$cache/env-$checkout-$({ "$python" -V; cat pyproject.toml; } | hash_of)}
+
+step "environment" make_environment || die "the environment could not be made"
+[[ ${STOKER_TEST_ENV:-} ]] || remove_old_environments
+export PATH="$env/bin:$PATH" PYTHONDONTWRITEBYTECODE=1
+unset PYTHONPATH PYTHONHOME STOKER_HOME
+
+step "ruff check" ruff check --quiet
+step "ruff format" ruff format --check --quiet
+step "codespell" codespell daemon tray service_files tests installers docs ./*.md
+step "import contracts" lint-imports --no-cache
+step "types" mypy
+((${#failed[@]})) && printf '== failed so far: %s\n' "${failed[*]}"
+
+paths=()
+if [[ $quick ]]; then paths=(tests/unit); fi
+printf '== tests\n'
+status=0
+python -m pytest --durations=10 --durations-min=5 ${paths[@]+"${paths[@]}"} "$@" </dev/null || status=$?
+if ((${#failed[@]})); then exit 1; fi
+exit "$status"
