@@ -112,7 +112,7 @@ env=${STOKER_TEST_ENV:-$cache/env-$checkout-$({ "$python" -V; cat pyproject.toml
 
 step "environment" make_environment || die "the environment could not be made"
 [[ ${STOKER_TEST_ENV:-} ]] || remove_old_environments
-export PATH="$env/bin:$PATH" PYTHONDONTWRITEBYTECODE=1
+export PATH="$env/bin:$PATH" PYTHONPYCACHEPREFIX="$env/pycache"
 unset PYTHONPATH PYTHONHOME STOKER_HOME
 
 step "ruff check" ruff check --quiet

@@ -102,7 +102,7 @@ class Filename:
         if isinstance(text, str) and "\\" not in text and not text.startswith("/"):
             parts = PurePosixPath(text).parts
             name = parts[-1] if parts else ""
-            stem = name.split(".", maxsplit=1)[0].lower()
+            stem = name.split(".", maxsplit=1)[0].rstrip().lower()  # "NUL .gguf" is NUL too
             if (
                 _FILENAME.fullmatch(name)
                 and not name.endswith((".", " "))
@@ -200,8 +200,11 @@ def parse_model_ref(text: object) -> ModelRef:
         return _parse_url(text)
     if Path(text).is_absolute():
         return PathRef(Path(text))
-    body, _, revision = text.partition("@")
-    name, _, selector = body.partition(":")
+    body, at, revision = text.partition("@")
+    name, colon, selector = body.partition(":")
+    if (at and not revision) or (colon and not selector):
+        msg = f"nothing after the last sign: {text[:120]!r}"
+        raise BadReference(msg)
     if "/" not in name:
         if selector or revision or not _SHORT.fullmatch(name):
             msg = f"not a model reference: {text[:120]!r}"

@@ -35,6 +35,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.tickets = 0
         self.waiting: set[int] = set()
         self.held: list[Grant] = []
+        self.late: list[Grant] = []  # held when their worker ended; released some time after
         self.workers: dict[ModelId, int] = {}  # real processes, launching ones included
         self.todo: list[Plan | Start | Abort | Stop] = []
         self.forced: set[ModelId] = set()
@@ -106,6 +107,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.apply(self.scheduler.on_exited(model, None, self.now))
 
     def forget_worker(self, model: ModelId) -> None:
+        self.late += [grant for grant in self.held if grant.model == model]
         self.held = [grant for grant in self.held if grant.model != model]
         self.forced.discard(model)
 
@@ -129,6 +131,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         grant = data.draw(st.sampled_from(self.held))
         self.held.remove(grant)
+        self.apply(self.scheduler.on_released(grant.model, grant.generation, self.now))
+
+    @precondition(lambda self: self.late)
+    @rule(data=st.data())
+    def release_late(self, data: st.DataObject) -> None:
+        grant = data.draw(st.sampled_from(self.late))
+        self.late.remove(grant)
         self.apply(self.scheduler.on_released(grant.model, grant.generation, self.now))
 
     @precondition(lambda self: self.todo)
