@@ -30,6 +30,7 @@ TEXT
 began=$(date +%s)
 seconds_since() { echo $(($(date +%s) - $1)); }
 say() { printf '%s\n' "$*"; }
+quote() { printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")"; } # one word for a shell
 fail() { # fail MESSAGE [WHAT TO DO NEXT]
     printf '\nStoker was not installed: %s\n' "$1" >&2
     if [ -n "${2:-}" ]; then printf '%s\n' "$2" >&2; fi
@@ -179,11 +180,14 @@ child='' new='' switched='' previous='' was_running=''
 if ! mkdir "$lock" 2>/dev/null; then
     other=$(cat "$lock/pid" 2>/dev/null || echo none)
     if [ "$other" != none ] && kill -0 "$other" 2>/dev/null; then
-        fail "another installer is running (pid $other)" "Wait for it to end."
+        fail "another installer is running (pid $other)" "Wait for it to end. If that is another program, remove $lock"
     fi
     rm -rf "$lock" && mkdir "$lock" # its owner is dead
 fi
 echo $$ >"$lock/pid"
+
+# Not bin/stoker: pip's own launchers break when the path holds a $ or a quote.
+stoker() { "$new/bin/python" -I -m stoker "$@"; }
 
 # Point app/current to an environment, in one step.
 switch_to() {
@@ -197,11 +201,11 @@ os.replace(link + ".new", link)' "$1" "$app/current"
 
 roll_back() {
     if [ -n "$previous" ]; then
-        "$new/bin/stoker" stop >>"$log" 2>&1 || true
+        stoker stop >>"$log" 2>&1 || true
         switch_to "$previous"
         say "The version before is in use again: $(basename "$previous")."
         if [ -n "$was_running" ]; then
-            "$previous/bin/stoker" start >>"$log" 2>&1 || say "It could not be started; see stoker logs."
+            "$previous/bin/python" -I -m stoker start >>"$log" 2>&1 || say "It could not be started; see stoker logs."
         fi
     fi
     switched=
@@ -230,7 +234,7 @@ source_id() {
         LC_ALL=C sort | while read -r file; do cksum "$file"; done | cksum | cut -d ' ' -f 1)
 }
 
-works() { [ -e "$1/.complete" ] && "$1/bin/stoker" --version >/dev/null 2>&1; }
+works() { [ -e "$1/.complete" ] && "$1/bin/python" -I -m stoker --version >/dev/null 2>&1; }
 
 make_environment() {
     if has uv; then
@@ -264,7 +268,7 @@ else
     if [ "${free_kib:-9999999}" -lt 1000000 ]; then
         fail "less than 1 GB is free in $app" "Free some space, or name another place with --prefix DIR."
     fi
-    if ! make_environment || ! "$new/bin/stoker" --version >>"$log" 2>&1; then
+    if ! make_environment || ! stoker --version >>"$log" 2>&1; then
         tail -n 15 "$log" >&2
         fail "its Python packages could not be installed." \
             "Check the network and pip's settings, then run it again. All output: $log"
@@ -273,8 +277,6 @@ else
 fi
 
 # --- switch --------------------------------------------------------------------------------------
-
-stoker() { "$new/bin/stoker" "$@"; }
 
 json_field() { # json_field KEY…: from the JSON on stdin; nothing when it is not there
     "$new/bin/python" -I -c '
@@ -294,6 +296,7 @@ opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 opener.open(sys.argv[1].removesuffix("/v1") + "/health", timeout=10).close()' "$base_url" >>"$log" 2>&1
 }
 
+# The launcher resolves app/current once, so that an upgrade changes nothing under a running daemon.
 link_command() { # never over a file that is not ours
     link=$bin/stoker
     if [ -L "$link" ]; then
@@ -302,14 +305,14 @@ link_command() { # never over a file that is not ours
         return 1
     fi
     rm -f "$link.new"
-    if [ -n "${STOKER_HOME:-}" ]; then
-        quoted=$(printf '%s' "$STOKER_HOME" | sed "s/'/'\\\\''/g")
-        printf '%s\n' '#!/bin/sh' '# stoker launcher' "[ -n \"\${STOKER_HOME:-}\" ] || STOKER_HOME='$quoted'" \
-            'export STOKER_HOME' "exec '$quoted/app/current/bin/stoker' \"\$@\"" >"$link.new"
-        chmod 755 "$link.new"
-    else
-        ln -s "$app/current/bin/stoker" "$link.new"
-    fi
+    {
+        printf '%s\n' '#!/bin/sh' '# stoker launcher'
+        if [ -n "${STOKER_HOME:-}" ]; then
+            printf '%s\n' "[ -n \"\${STOKER_HOME:-}\" ] || STOKER_HOME=$(quote "$STOKER_HOME")" 'export STOKER_HOME'
+        fi
+        printf '%s\n' "app=$(quote "$app/")" 'exec "$app$(readlink "${app}current")/bin/python" -I -m stoker "$@"'
+    } >"$link.new"
+    chmod 755 "$link.new"
     mv -f "$link.new" "$link"
 }
 
@@ -321,16 +324,16 @@ if [ "$previous" = "$new" ]; then # nothing to switch, nothing to go back to, no
 fi
 if [ -z "$unchanged" ]; then
     switched=yes # from here on, an end of any kind goes back
-    if [ -n "$was_running" ]; then busy "stopping the running daemon" "$new/bin/stoker" stop; fi
+    if [ -n "$was_running" ]; then busy "stopping the running daemon" "$new/bin/python" -I -m stoker stop; fi
     switch_to "$new"
 fi
 if [ -z "$unchanged" ] && [ -n "$start_daemon$was_running" ]; then
-    if ! busy "starting the daemon" "$new/bin/stoker" start || ! is_healthy; then
+    if ! busy "starting the daemon" "$new/bin/python" -I -m stoker start || ! is_healthy; then
         grep -E '^(error|hint):' "$log" | tail -n 2 >&2 || true
         if [ -z "$previous" ]; then
             switched=
             link_command || true
-            fail "the daemon does not start." "The program is there: $new/bin/stoker doctor tells more."
+            fail "the daemon does not start." "The program is there: $(quote "$bin/stoker") doctor tells more."
         fi
         fail "the new daemon does not start." "Its log: $log"
     fi
@@ -379,7 +382,8 @@ fi
 say ""
 say "Stoker $version is installed ($(seconds_since "$began") s)."
 say ""
-show="$command"
+show=$command
+case $show in *[!A-Za-z0-9_/.@+-]*) show=$(quote "$show") ;; esac
 case ":$PATH:" in *":$bin:"*) if [ "$command" = "$bin/stoker" ]; then show=stoker; fi ;; esac
 if [ -n "$start_daemon$was_running" ]; then
     say "  Endpoint   $base_url   (OpenAI-compatible; any API key will do)"
@@ -395,8 +399,9 @@ if [ -n "$start_daemon$was_running" ]; then
 else
     say "  Start      $show start"
 fi
-uninstall="$source_folder/installers/uninstall.sh"
-if [ -n "$prefix" ]; then uninstall="$uninstall --prefix '$STOKER_HOME'"; fi
+uninstall=$source_folder/installers/uninstall.sh
+case $uninstall in *[!A-Za-z0-9_/.@+-]*) uninstall=$(quote "$uninstall") ;; esac
+if [ -n "$prefix" ]; then uninstall="$uninstall --prefix $(quote "$STOKER_HOME")"; fi
 say "  Remove     $uninstall      (--purge: models and settings too)"
 if [ "$show" != stoker ] && [ "$command" = "$bin/stoker" ]; then
     say ""

@@ -78,7 +78,7 @@ running_pids() {
 }
 
 stop_everything() {
-    if [ -x "$app/current/bin/stoker" ] && "$app/current/bin/stoker" stop 2>/dev/null; then :; fi
+    if [ -x "$app/current/bin/python" ]; then "$app/current/bin/python" -I -m stoker stop 2>/dev/null || true; fi
     for signal in TERM KILL; do
         left=$(running_pids)
         [ -n "$left" ] || return 0

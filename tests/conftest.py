@@ -16,8 +16,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.fakes.starter import StarterMissing, starter_path
+
+# A busy machine is slow, which says nothing about the code under test.
+settings.register_profile("stoker", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("stoker")
 
 # --- network guard ---------------------------------------------------------------------------
 

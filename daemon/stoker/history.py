@@ -247,4 +247,6 @@ class Stopwatch:
             return None
         del self._since[key]
         result = pull.error.code if pull.error else pull.state.value
-        return Kind.PULL, pull.reference, now - since, result
+        address, _, secret = pull.reference.partition("?")  # a URL's query may be a signature
+        name = address if secret and "://" in address else pull.reference
+        return Kind.PULL, name, now - since, result

@@ -26,13 +26,7 @@ _QUERY: Final = re.compile(r"(https?://[^\s?\"']+)\?[^\s\"']+")
 
 def configure(level: str, log_file: Path | None) -> None:
     """Send all logging of this process to `log_file`, or to stderr when that is None."""
-    handler: logging.Handler
-    if log_file is None:
-        handler = logging.StreamHandler(sys.stderr)
-    else:
-        handler = logging.handlers.RotatingFileHandler(
-            log_file, maxBytes=LOG_BYTES, backupCount=LOG_FILES - 1, encoding="utf-8"
-        )
+    handler, refused = _handler(log_file)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_shared_processors(),
@@ -65,6 +59,22 @@ def configure(level: str, log_file: Path | None) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+    if refused is not None:
+        logging.getLogger(__name__).warning("the log file cannot be written: %s", refused)
+
+
+def _handler(log_file: Path | None) -> tuple[logging.Handler, OSError | None]:
+    """Where records go, and why that is not the file: a daemon without a log still serves."""
+    logging.raiseExceptions = False  # a full disk costs records, not a traceback for each of them
+    if log_file is None:
+        return logging.StreamHandler(sys.stderr), None
+    try:
+        handler = logging.handlers.RotatingFileHandler(
+            log_file, maxBytes=LOG_BYTES, backupCount=LOG_FILES - 1, encoding="utf-8"
+        )
+    except OSError as error:
+        return logging.StreamHandler(sys.stderr), error
+    return handler, None
 
 
 def _shared_processors() -> list[structlog.typing.Processor]:

@@ -90,7 +90,12 @@ class Paths:
     def create(self) -> None:
         """Make all folders, closed to other users. Raises StoreUnsafe when one is not ours."""
         for folder in (self.data, self.config, self.state, self.logs, self.run, self.worker_cwd):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                msg = f"cannot make the folder {folder}: {error.strerror or error}"
+                hint = "Free the place, or set STOKER_HOME to a folder that you may write to."
+                raise StoreUnsafe(msg, hint=hint) from error
         if sys.platform != "win32":
             _check_private(self.run)
 

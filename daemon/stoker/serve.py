@@ -20,12 +20,13 @@ from filelock import FileLock, Timeout
 
 from stoker import __version__, logs, paths, sd_notify, settings
 from stoker.api.control import create_control_app
+from stoker.api.endpoint import EndpointProtocol
 from stoker.api.inference import create_inference_app
 from stoker.api.listen import bind_endpoint, listening
 from stoker.api.peer import PeerCheckedProtocol, bind_control
 from stoker.api.services import Services
 from stoker.engine.xllamacpp import XllamacppEngine
-from stoker.errors import DaemonAlreadyRunning
+from stoker.errors import DaemonAlreadyRunning, StoreUnsafe
 from stoker.events import EventBus
 from stoker.hardware.probe import probe
 from stoker.history import History, record_events
@@ -67,7 +68,9 @@ async def _serve(places: Paths, wishes: Settings) -> None:
                 protocol=PeerCheckedProtocol,
             )
         )
-        await stack.enter_async_context(listening(create_inference_app(services), endpoint))
+        await stack.enter_async_context(
+            listening(create_inference_app(services), endpoint, protocol=EndpointProtocol)
+        )
         stack.callback(services.bus.publish, Goodbye())
         stack.push_async_callback(services.lifecycle.drain, wishes.drain_timeout_s)
         await jobs.start()
@@ -152,13 +155,18 @@ async def _signals(stop: anyio.Event) -> AsyncIterator[None]:
 
 @contextmanager
 def _only_instance(places: Paths) -> Iterator[None]:
-    """Hold the lock of this home. Raises DaemonAlreadyRunning."""
-    lock = FileLock(places.lock, timeout=0)
+    """Hold the lock of this home. Raises DaemonAlreadyRunning, StoreUnsafe."""
+    # A soft lock would outlive a killed daemon; without real locks it is better not to start.
+    lock = FileLock(places.lock, timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout as error:
         msg = f"a daemon already runs on {places.data}"
         raise DaemonAlreadyRunning(msg) from error
+    except OSError as error:
+        msg = f"cannot lock {places.lock}: {error.strerror or error}"
+        hint = "Set STOKER_HOME to a folder that you may write to."
+        raise StoreUnsafe(msg, hint=hint) from error
     try:
         yield
     finally:

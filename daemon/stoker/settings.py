@@ -49,7 +49,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         64 * MIB, ge=1024, description="Largest request body; images travel inside it."
     )
-    max_queue: int = Field(64, ge=1, description="Requests that may wait for a model to load.")
+    max_queue: int = Field(
+        512, ge=1, description="Requests that may wait for their turn; more are refused."
+    )
     wait_timeout_s: float = Field(
         600, gt=0, description="Longest wait for a model to be loaded, in seconds."
     )
@@ -75,7 +77,7 @@ class Settings(BaseSettings):
     memory_reserve_bytes: int | None = Field(
         None,
         ge=0,
-        description="Memory left for other programs; unset: the larger of 1 GiB and 10 %.",
+        description="Memory left for others; unset: 10 %, at least 1 GiB, at most a quarter.",
     )
     offline: bool = Field(default=False, description="Never use the network.")
     hub_endpoint: str = Field(

@@ -29,13 +29,15 @@ from tests.fakes.daemon import Daemon
 from tests.fakes.starter import starter_path
 
 TOKENS = 96
+# The engine alone with the settings of the daemon's plan, as short as its library allows.
 _BARE_START = """
-import sys, xllamacpp as x
+import json, sys, xllamacpp as x
+model, socket, record = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 p = x.CommonParams()
-p.model.path, p.hostnames, p.fit_params = sys.argv[1], [sys.argv[2]], False
-p.n_ctx, p.n_parallel, p.kv_unified = int(sys.argv[3]), int(sys.argv[4]), True
-p.cpuparams.n_threads = p.cpuparams_batch.n_threads = int(sys.argv[5])
-p.cache_ram_mib, p.n_ctx_checkpoints, p.n_outputs_max, p.ui = 0, 0, 8, False
+p.model.path, p.hostnames, p.fit_params, p.ui = model, [socket], False, False
+p.cpuparams.n_threads = p.cpuparams_batch.n_threads = record["threads"]
+for name, value in record["settings"].items():
+    setattr(p, name, value)
 s = x.Server(p)
 print("ready", flush=True)
 sys.stdin.read()
@@ -112,8 +114,7 @@ def first_token(daemon: RecordingDaemon, rounds: int) -> list[Row]:
 
 
 def load_time(daemon: RecordingDaemon, model: Path, rounds: int) -> list[Row]:
-    view = daemon.model("starter")
-    threads = str(psutil.cpu_count(logical=False) or 1)
+    record = daemon.record.read_text()
 
     def ours() -> float:
         with daemon.client() as client:
@@ -124,10 +125,10 @@ def load_time(daemon: RecordingDaemon, model: Path, rounds: int) -> list[Row]:
 
     def bare() -> float:
         with tempfile.TemporaryDirectory() as folder:
-            arguments = [str(model), f"{folder}/s.sock", str(view.context), str(view.parallel)]
+            arguments = [str(model), f"{folder}/s.sock", record]
             start = time.perf_counter()
             with subprocess.Popen(
-                [sys.executable, "-I", "-c", _BARE_START, *arguments, threads],
+                [sys.executable, "-I", "-c", _BARE_START, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

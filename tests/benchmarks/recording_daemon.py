@@ -1,4 +1,4 @@
-"""The real daemon, except that it writes down each worker's address and key.
+"""The real daemon, except that it writes down each worker's address, key and settings.
 
 So that a benchmark can ask the very worker that serves the endpoint. Only for benchmarks.
 """
@@ -19,7 +19,21 @@ from stoker.tuning.plan import LaunchPlan
 class _RecordingEngine(XllamacppEngine):
     async def launch(self, plan: LaunchPlan, *, timeout_s: float) -> Worker:
         worker = await super().launch(plan, timeout_s=timeout_s)
-        record = {"socket": str(worker.address.socket), "key": worker.key}
+        record = {
+            "socket": str(worker.address.socket),
+            "key": worker.key,
+            "settings": {
+                "n_ctx": plan.cells or plan.context,
+                "n_parallel": plan.parallel,
+                "n_batch": plan.batch,
+                "n_ubatch": plan.ubatch,
+                "n_outputs_max": plan.n_outputs_max,
+                "cache_ram_mib": plan.cache_ram_mib,
+                "n_ctx_checkpoints": plan.checkpoints,
+                "kv_unified": plan.kv_unified,
+            },
+            "threads": plan.threads,
+        }
         file = anyio.Path(os.environ["STOKER_TEST_WORKER_FILE"])
         await file.write_text(json.dumps(record))
         return worker

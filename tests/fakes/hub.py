@@ -310,7 +310,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply(Answer(416, b"", {"Content-Range": f"bytes */{len(content)}"}))
             return
         body = content[start:end]
-        headers = {"ETag": f'"{hashlib.sha256(body[:9]).hexdigest()}"', **extra}
+        # Looks like a digest, changes with the content, and is not its SHA-256: as a CDN's may be.
+        headers = {"ETag": f'"{hashlib.sha256(b"etag" + content).hexdigest()}"', **extra}
         if ranged:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
         self._send_body(206 if ranged else 200, headers, body, fault)

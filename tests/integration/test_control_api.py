@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio.from_thread
 import psutil
 import pytest
 
@@ -28,7 +29,7 @@ from stoker.schemas import (
     StoreChanged,
     VerifyProgress,
 )
-from stoker.types import ModelState, PullState
+from stoker.types import ModelId, ModelState, PullState
 from tests.integration.control_plane import (
     ControlPlane,
     control_plane,
@@ -264,6 +265,27 @@ def test_a_loaded_model_is_unloaded_and_removed(
     assert not psutil.pid_exists(pid)
     assert client.models() == []
     wait_for(lambda: StoreChanged(id="tiny", change="removed") in listener.events or None)
+
+
+def test_a_model_loaded_again_in_the_last_moment_is_unloaded(
+    plane: ControlPlane, client: StokerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request may come between the unloading and the removal; no worker outlives its model."""
+    plane.add("tiny")
+    remove = plane.store.remove
+    pids: list[int | None] = []
+
+    def load_and_remove(model: ModelId) -> int:
+        pids.append(anyio.from_thread.run(plane.services.lifecycle.load, "tiny").pid)
+        return remove(model)
+
+    monkeypatch.setattr(plane.store, "remove", load_and_remove)
+
+    client.remove("tiny")
+
+    (pid,) = pids
+    assert pid is not None
+    assert not psutil.pid_exists(pid)
 
 
 def test_a_model_that_is_being_pulled_is_not_removed(

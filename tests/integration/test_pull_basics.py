@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +12,13 @@ import pytest
 
 from stoker.errors import BadReference, UnknownModel
 from stoker.schemas import PullChanged, StoreChanged
+from stoker.store.manifest import FileRole
+from stoker.store.partial import Partial
+from stoker.store.store import Admitted
 from stoker.types import PullState
-from tests.fakes.gguf_files import tiny_mmproj
+from tests.fakes.gguf_files import tiny, tiny_mmproj, tiny_shards
 from tests.fakes.hub import Blob, Hub
-from tests.fakes.pulling import Bench, collected, ended, model_bytes
+from tests.fakes.pulling import PATIENCE_S, Bench, collected, ended, model_bytes, reached
 
 pytestmark = pytest.mark.anyio
 
@@ -92,7 +97,26 @@ async def test_progress_is_told(bench: Bench, hub: Hub) -> None:
     assert events[-1] == StoreChanged(id="mine", change="added")
 
 
-async def test_a_split_model_with_its_projector(bench: Bench, hub: Hub) -> None:
+async def test_a_model_in_shards(bench: Bench, hub: Hub) -> None:
+    """All shards come, and an engine finds them beside the first by their own names."""
+    shards = tiny_shards(3)
+    hub.publish("owner/big", {f"Q4_0/{name}": data for name, data in shards})
+
+    view = await bench.pull("owner/big")
+
+    assert view.error is None
+    assert view.bytes_done == view.bytes_total == sum(len(data) for _, data in shards)
+    (manifest,) = bench.store.list()
+    assert [file.role.value for file in manifest.files] == ["model", "shard", "shard"]
+    first = bench.store.model_path(manifest)
+    assert first.name == shards[0][0]
+    assert {path.name: path.read_bytes() for path in first.parent.iterdir()} == dict(shards)
+    facts = bench.store.facts(manifest)
+    assert (facts.architecture, facts.file_bytes) == ("llama", manifest.size_bytes)
+    assert facts.parameters == sum(math.prod(tensor.dims) for tensor in tiny().tensors)
+
+
+async def test_a_model_with_its_projector(bench: Bench, hub: Hub) -> None:
     """The projector is picked along, and the model can see."""
     hub.publish(
         "owner/vision",
@@ -201,6 +225,33 @@ async def test_a_new_version_replaces_the_old(bench: Bench, hub: Hub) -> None:
     assert view.state is PullState.DONE
     assert bench.store.find("owner/x:Q4_0").source.revision == commit
     assert len(bench.blobs) == 1
+
+
+async def test_two_pulls_for_one_name(
+    bench: Bench, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name was free when both began; the one that ends first has it."""
+    hub.publish("owner/a", {"m-Q4_0.gguf": model_bytes(1000, 1)})
+    hub.publish("other/b", {"m-Q4_0.gguf": model_bytes(1000, 2)})
+    admit, proceed = bench.store.admit, threading.Event()
+
+    def slow_for_one(partial: Partial, role: FileRole) -> Admitted:
+        if "owner/a" in partial.key.origin:
+            assert proceed.wait(PATIENCE_S)
+        return admit(partial, role)
+
+    monkeypatch.setattr(bench.store, "admit", slow_for_one)
+    async with bench.running() as puller:
+        late = await puller.start("owner/a", name="mine")
+        await reached(puller, late.id, PullState.VERIFYING)
+        early = await ended(puller, (await puller.start("other/b", name="mine")).id)
+        proceed.set()
+        late = await ended(puller, late.id)
+
+    assert early.state is PullState.DONE
+    assert late.error is not None
+    assert late.error.code == "bad_reference"
+    assert bench.store.find("mine").source.location.startswith("other/b")
 
 
 async def test_another_model_is_never_replaced(bench: Bench, hub: Hub, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from stoker.catalogue import Catalogue, Entry, HubFile
+from stoker.errors import SourceOffline
 from stoker.types import Digest, ModelId, PullState, RepoId
 from tests.fakes.hub import CAPTIVE_PORTAL, SAFE, TOO_MANY, Answer, Blob, Hub
 from tests.fakes.pulling import Bench, model_bytes
@@ -253,6 +254,28 @@ async def test_the_next_source_is_tried(bench: Bench, hub: Hub) -> None:
     assert (await bench.pull("good")).state is PullState.DONE
 
 
+async def test_a_mirror_with_other_bytes_is_passed_over(bench: Bench, hub: Hub) -> None:
+    """The digest decides: who has another file is no reason to give up."""
+    model = model_bytes(1000)
+    hub.publish("evil/mirror", {"good-Q4_0.gguf": model_bytes(1000, 2)})
+    hub.publish("maker/good", {"good-Q4_0.gguf": model})
+    bench.catalogue = Catalogue([_entry(model, "evil/mirror", "maker/good")])
+
+    assert (await bench.pull("good")).state is PullState.DONE
+    assert [path.read_bytes() for path in bench.blobs] == [model]
+
+
+async def test_a_signed_address_is_not_repeated(bench: Bench) -> None:
+    """A refusal may end in a log; what follows the question mark may be a secret."""
+    bench.settings["offline"] = True
+    async with bench.running() as puller:
+        with pytest.raises(SourceOffline) as caught:
+            await puller.start("https://host.test/m.gguf?Signature=geheim")
+
+    assert "m.gguf" in str(caught.value)
+    assert "geheim" not in str(caught.value)
+
+
 async def test_offline_means_no_request(bench: Bench, hub: Hub, tmp_path: Path) -> None:
     """Offline, a local file is imported and a download is refused at once."""
     bench.settings["offline"] = True
@@ -291,6 +314,7 @@ def _entry(model: bytes, *repos: str) -> Entry:
         summary="",
         licence="MIT",
         parameters=1,
+        active_parameters=1,
         bytes=len(model),
         digest=Digest(hashlib.sha256(model).hexdigest()),
         quantization="Q4_0",

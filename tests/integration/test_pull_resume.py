@@ -11,7 +11,8 @@ import pytest
 
 from stoker.errors import UnknownPull
 from stoker.types import ModelId, PullState
-from tests.fakes.hub import GZIP, IGNORE_RANGE, Cut, Drip, Hub, Stall
+from tests.fakes.gguf_files import tiny_shards
+from tests.fakes.hub import GZIP, IGNORE_RANGE, Blob, Cut, Drip, Hub, Stall
 from tests.fakes.pulling import Bench, ended, model_bytes, reached, until
 
 pytestmark = pytest.mark.anyio
@@ -269,3 +270,58 @@ async def test_two_pulls_share_the_line(bench: Bench, hub: Hub) -> None:
 
     assert states == [PullState.DONE] * 3
     assert len(bench.blobs) == 3
+
+
+async def test_a_cancelled_split_model_leaves_no_shard(bench: Bench, hub: Hub) -> None:
+    """What was complete goes too, unless a model needs it."""
+    hub.publish("owner/kept", {"projector-Q4_0.gguf": model_bytes(1000, 5)})
+    await bench.pull("owner/kept")
+    hub.publish("owner/split", dict(tiny_shards(2)))
+    bench.tune(connections=1, stall_s=60)
+    async with bench.running() as puller:
+        hub.on_bytes.extend([Cut(10**9), Drip(10)])
+        view = await puller.start("owner/split")
+        await until(lambda: len(bench.blobs) == 2)  # a model's, and one shard
+
+        await puller.cancel(view.id)
+
+    (model,) = bench.store.list()
+    assert bench.blobs == [bench.store.path(model.files[0].digest)]
+    assert bench.partials == []
+
+
+async def test_cancel_after_a_restart_throws_away_too(bench: Bench, hub: Hub) -> None:
+    """The next daemon knows what a paused pull has left in the store."""
+    hub.publish("owner/x", {"m-Q4_0.gguf": model_bytes(SIZE)})
+    hub.on_bytes.append(Drip(40_000))
+    bench.tune(connections=1, stall_s=60)
+    async with bench.running() as puller:
+        view = await puller.start("owner/x")
+        await reached(puller, view.id, PullState.FETCHING, bytes_done=40_000)
+        await puller.pause(view.id)
+        assert bench.partials
+
+    async with bench.running() as puller:
+        await puller.cancel(view.id)
+
+    assert bench.partials == []
+
+
+async def test_another_version_at_the_same_address_begins_anew(bench: Bench, hub: Hub) -> None:
+    """Without a digest only the server can tell that its file has changed; halves never mix."""
+    old, new = model_bytes(SIZE, 1), model_bytes(SIZE, 2)
+    commit = hub.publish("owner/x", {"m.gguf": old})
+    url = hub.link("owner/x", commit, "m.gguf")
+    bench.tune(connections=1, stall_s=60)
+    async with bench.running() as puller:
+        hub.on_bytes.extend([Cut(10**9), Drip(40_000)])
+        view = await puller.start(url)
+        await reached(puller, view.id, PullState.FETCHING, bytes_done=40_000)
+        await puller.pause(view.id)
+        hub.publish("owner/x", {"m.gguf": new})
+        hub.repositories["owner/x"].commits[commit]["m.gguf"] = Blob(new)
+        await puller.resume(view.id)
+
+        assert (await ended(puller, view.id)).error is None
+
+    assert [path.read_bytes() for path in bench.blobs] == [new]

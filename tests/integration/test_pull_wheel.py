@@ -128,6 +128,7 @@ def entry(wheel_bytes: bytes, *, digest: str | None = None, version: str = "1.0"
         summary="",
         licence="MIT",
         parameters=1,
+        active_parameters=1,
         bytes=len(MODEL),
         digest=Digest(hashlib.sha256(MODEL).hexdigest()),
         quantization="Q4_0",
@@ -292,3 +293,14 @@ def test_pip_does_not_outlive_a_killed_daemon(tmp_path: Path) -> None:
 
         assert children
         assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+async def test_no_place_for_temporary_files(bench: Bench) -> None:
+    """A fault of this machine's disk is told as one, not as our bug."""
+    bench.state_file.parent.mkdir(parents=True)
+    bench.state_file.with_name("pull-scratch").write_bytes(b"in the way")
+
+    view = await bench.pull("starter")
+
+    assert view.error is not None
+    assert view.error.code == "store_error"

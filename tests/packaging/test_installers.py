@@ -19,6 +19,7 @@ INSTALL = ROOT / "installers" / "install.sh"
 UNINSTALL = ROOT / "installers" / "uninstall.sh"
 SCRIPTS = (INSTALL, UNINSTALL, ROOT / "tests" / "run.sh", ROOT / ".ci" / "run")
 INSTALL_TIMEOUT_S = 600  # a slow package index
+HOME = 'it\'s a $HOME "é"'  # everything must be quoted
 TOOLS = "sh cat chmod cksum cut date df dirname find grep head id ls mkdir mv readlink rm rmdir"
 TOOLS += " sed sleep sort tail tr uname awk basename ln"
 
@@ -53,7 +54,7 @@ def machine(tmp_path: Path) -> Path:
         found = shutil.which(name)
         assert found, name
         (tools / name).symlink_to(found)
-    (tmp_path / "home").mkdir()
+    (tmp_path / HOME).mkdir()
     return tmp_path
 
 
@@ -66,7 +67,7 @@ def _program(machine: Path, name: str, body: str) -> None:
 def _run(
     machine: Path, script: Path, *args: str, extra: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    environment = {"HOME": str(machine / "home"), "PATH": str(machine / "tools"), **(extra or {})}
+    environment = {"HOME": str(machine / HOME), "PATH": str(machine / "tools"), **(extra or {})}
     return subprocess.run(
         ["/bin/sh", script, *args],
         check=False,
@@ -79,7 +80,7 @@ def _run(
 
 
 def _home(machine: Path) -> list[str]:
-    home = machine / "home"
+    home = machine / HOME
     return sorted(str(path.relative_to(home)) for path in home.rglob("*"))
 
 
@@ -167,8 +168,8 @@ def test_a_python_without_venv_is_told_apart(machine: Path) -> None:
 @pytest.mark.parametrize("prefix", ["/", "HOME"])
 def test_a_folder_that_is_not_for_stoker_alone_is_refused(machine: Path, prefix: str) -> None:
     """Neither script works in the root or in a person's home itself."""
-    folder = str(machine / "home") if prefix == "HOME" else prefix
-    keep = machine / "home" / "store"
+    folder = str(machine / HOME) if prefix == "HOME" else prefix
+    keep = machine / HOME / "store"
     keep.mkdir()
 
     for script in (INSTALL, UNINSTALL):
@@ -190,9 +191,9 @@ def test_an_install_that_fails_leaves_nothing_half_done(machine: Path) -> None:
 
     assert done.returncode == 1
     assert "could not be installed" in done.stderr
-    app = machine / "home" / ".local" / "share" / "stoker" / "app"
+    app = machine / HOME / ".local" / "share" / "stoker" / "app"
     assert [path.name for path in app.iterdir()] == ["install.log"]
-    assert not (machine / "home" / ".local" / "bin" / "stoker").exists()
+    assert not (machine / HOME / ".local" / "bin" / "stoker").exists()
 
 
 def test_removing_what_is_not_there_is_fine(machine: Path) -> None:
@@ -249,7 +250,7 @@ def test_install_upgrade_and_remove_for_real(machine: Path, checkout: Path) -> N
     """Installing again does nothing, an upgrade keeps the settings, a purge leaves nothing."""
     pip = _with_python(machine)
     install, uninstall = (checkout / "installers" / name for name in (INSTALL.name, UNINSTALL.name))
-    home = machine / "home"
+    home = machine / HOME
     app, command = home / ".local/share/stoker/app", home / ".local/bin/stoker"
 
     def installed() -> str:
@@ -309,7 +310,7 @@ def test_an_answer_a_failing_upgrade_and_no_process_left(
         assert broken.returncode == 1
         assert "The version before is in use again" in broken.stdout
         assert _version(command) == f"stoker {__version__}"
-        running = {"HOME": str(machine / "home"), "PATH": str(machine / "tools")}
+        running = {"HOME": str(machine / HOME), "PATH": str(machine / "tools")}
         subprocess.run([command, "status"], env=running, check=True, timeout=60)
         assert len(conftest._processes_of(prefix)) >= 1
     finally:

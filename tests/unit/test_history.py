@@ -260,3 +260,14 @@ async def test_events_become_rows(path: Path) -> None:
         tasks.cancel_scope.cancel()
 
     assert [(run.kind, run.name) for run in runs] == [(Kind.PULL, "owner/repo"), (Kind.LOAD, "m")]
+
+
+def test_a_signed_address_is_not_recorded() -> None:
+    """What follows the question mark of a URL may be a secret."""
+    watch = Stopwatch()
+    pull = PullView(id="p1", reference="https://h/m.gguf?sig=geheim", state=PullState.DONE)
+
+    ended = watch.on(PullChanged(pull=pull), 1.0)
+
+    assert ended is not None
+    assert ended[1] == "https://h/m.gguf"

@@ -78,3 +78,18 @@ def test_a_traceback_stays_on_its_line(log_file: Path) -> None:
 
     [line] = log_file.read_text().splitlines()
     assert "ValueError: invalid literal" in line
+
+
+def test_a_log_file_that_cannot_be_written_stops_nobody(
+    log_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The records go to stderr, and the first one says why."""
+    folder = log_file.with_name("a-folder")
+    folder.mkdir()
+
+    logs.configure("info", folder)
+    logging.getLogger("any").info("still here")
+
+    told = capsys.readouterr().err
+    assert "the log file cannot be written" in told
+    assert "still here" in told

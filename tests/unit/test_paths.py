@@ -141,3 +141,15 @@ def test_a_runtime_folder_of_another_user_is_refused(
 
     with pytest.raises(StoreUnsafe, match="not a folder of this user"):
         places.create()
+
+
+def test_a_home_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+    """Read-only places and files in the way are the user's to mend, not faults of ours."""
+    (tmp_path / "home").write_text("a file")
+    places = from_environment({"STOKER_HOME": str(tmp_path / "home")})
+
+    with pytest.raises(StoreUnsafe) as caught:
+        places.create()
+
+    assert str(tmp_path / "home") in caught.value.message
+    assert "STOKER_HOME" in caught.value.hint

@@ -13,14 +13,18 @@ from stoker.api.checks import (
     choice,
     flag,
     flag_or_count,
+    grammar,
     items,
     number,
     one_of,
     prompt,
+    schema,
     stops,
     template_kwargs,
     text,
     text_or_items,
+    tokens,
+    tools,
     whole,
 )
 
@@ -28,7 +32,6 @@ MAX_NODES: Final = 2_000_000  # values in one body; bounds the time that it cost
 LONGEST_NAME: Final = 300
 _MAX_TOKENS: Final = 2**31 - 1
 _MAX_CHOICES: Final = 64
-_LONGEST_GRAMMAR: Final = 262_144  # characters
 
 _LIMIT: Final = whole(-1, _MAX_TOKENS)  # -1 is llama.cpp's word for "until it ends"
 _SAMPLING: Final[dict[str, Check]] = {
@@ -57,8 +60,8 @@ _SAMPLING: Final[dict[str, Check]] = {
     "logit_bias": biases,
     "ignore_eos": flag,
     "min_keep": whole(0, 1_000_000),
-    "grammar": text(_LONGEST_GRAMMAR),
-    "json_schema": an_object,
+    "grammar": grammar,
+    "json_schema": schema,
     "cache_prompt": flag,
     "n_predict": _LIMIT,
     "max_tokens": _LIMIT,
@@ -68,7 +71,7 @@ _SAMPLING: Final[dict[str, Check]] = {
     "t_max_predict_ms": whole(-1, 86_400_000),
 }
 _TOOLS: Final[dict[str, Check]] = {
-    "tools": lambda name, value: value if value == [] else items(MAX_ITEMS)(name, value),
+    "tools": tools,
     "tool_choice": choice,
     "parallel_tool_calls": flag,
 }
@@ -91,7 +94,7 @@ _CHAT: Final[dict[str, Check]] = {
     "n": whole(1, _MAX_CHOICES),
     "logprobs": flag,
     "top_logprobs": whole(0, 20),
-    "response_format": an_object,
+    "response_format": schema,
 }
 _COMPLETION: Final[dict[str, Check]] = {
     **_SAMPLING,
@@ -103,7 +106,7 @@ _COMPLETION: Final[dict[str, Check]] = {
     "logprobs": flag_or_count,
     "echo": flag,
     "n_probs": whole(0, 100),
-    "response_format": an_object,
+    "response_format": schema,
 }
 _EMBEDDINGS: Final[dict[str, Check]] = {
     "input": prompt,
@@ -118,7 +121,7 @@ _RESPONSES: Final[dict[str, Check]] = {
     "instructions": text(100_000_000),
     "stream": flag,
     "max_output_tokens": _LIMIT,
-    "text": an_object,
+    "text": schema,
     "reasoning": an_object,
     "include": lambda name, value: value if value == [] else items(MAX_ITEMS)(name, value),
     "chat_template_kwargs": template_kwargs,
@@ -132,7 +135,7 @@ _MESSAGES: Final[dict[str, Check]] = {
     "temperature": number(0, 10),
     "top_p": number(0, 1),
     "top_k": whole(-1, 1_000_000),
-    "tools": _TOOLS["tools"],
+    "tools": tools,
     "tool_choice": choice,
     "thinking": an_object,
     "metadata": an_object,
@@ -151,12 +154,12 @@ _TOKENIZE: Final[dict[str, Check]] = {
     "parse_special": flag,
     "with_pieces": flag,
 }
-_DETOKENIZE: Final[dict[str, Check]] = {"tokens": items(MAX_NODES)}
+_DETOKENIZE: Final[dict[str, Check]] = {"tokens": tokens}
 _APPLY: Final[dict[str, Check]] = {
     **_TOOLS,
     **_TEMPLATE,
     "messages": items(MAX_ITEMS),
-    "response_format": an_object,
+    "response_format": schema,
 }
 
 ALLOWED: Final[Mapping[str, tuple[Mapping[str, Check], tuple[str, ...]]]] = {

@@ -101,6 +101,7 @@ def _model_routes(services: Services) -> APIRouter:
             raise ModelInUse(msg, hint=hint, model=str(found))
         await lifecycle.forget(found)
         freed = await run_sync(store.remove, found)
+        await lifecycle.forget(found)  # a request may have loaded it again just before
         services.bus.publish(StoreChanged(id=str(found), change="removed"))
         return RemovedView(id=str(found), bytes_freed=freed)
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import anyio
 import uvicorn
 
-from stoker.errors import PortTaken
+from stoker.errors import BadSetting, PortTaken
 
 KEEP_ALIVE_S: Final = 75  # longer than the clients' own, so that they close first
 MAX_HEADER_BYTES: Final = 64 * 1024
@@ -76,7 +76,7 @@ async def listening(
 
 
 def bind_endpoint(host: str, port: int) -> socket.socket:
-    """A bound TCP socket. Raises PortTaken."""
+    """A bound TCP socket. Raises PortTaken, or BadSetting for an address this machine lacks."""
     address = "127.0.0.1" if host == "localhost" else host
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -89,6 +89,7 @@ def bind_endpoint(host: str, port: int) -> socket.socket:
         if error.errno in {errno.EADDRINUSE, errno.EACCES}:
             msg = f"port {port} on {address} is taken by another program"
             raise PortTaken(msg, port=port) from error
-        raise
+        msg = f"cannot listen on {address}: {error.strerror or error}"
+        raise BadSetting(msg, hint="Set host in config.toml to 127.0.0.1.") from error
     listener.set_inheritable(False)
     return listener

@@ -23,6 +23,10 @@ from stoker.types import Capability
 _TOO_LARGE: Final = re.compile(
     r"\((\d+) tokens\) (?:is too large to process|exceeds).*?(?:size: |\()(\d+)", re.DOTALL
 )
+# Faults of a request that the engine finds too late to call them so.
+_BAD_REQUEST: Final = re.compile(
+    r"^Failed to parse (?:messages|tools)\b|_range_check|json\.exception"
+)
 _NOT_CAPABLE: Final = re.compile(r"not support(?:ed)?\b.*|mmproj", re.IGNORECASE)
 
 
@@ -89,15 +93,13 @@ def engine_error(status: int, body: bytes) -> StokerError:
             n_prompt_tokens=n_prompt,
             n_ctx=n_ctx,
         )
-    match status:
-        case 501 | 404:
-            return NotCapable(f"this model cannot do that: {message}")
-        case 400 | 413 | 415 | 422:
-            return BadRequest(message)
-        case 503 | 429:
-            return CapacityError(f"the engine is not ready: {message}")
-        case 500 if _NOT_CAPABLE.search(message):
-            return NotCapable(f"this model cannot do that: {message}")
+    failed = status == 500  # noqa: PLR2004  # the engine's word for any exception
+    if status in {404, 501} or (failed and _NOT_CAPABLE.search(message)):
+        return NotCapable(f"this model cannot do that: {message}")
+    if status in {400, 413, 415, 422} or (failed and _BAD_REQUEST.search(message)):
+        return BadRequest(message)
+    if status in {429, 503}:
+        return CapacityError(f"the engine is not ready: {message}")
     return EngineError(f"the engine failed: {message}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import traceback
@@ -18,6 +19,19 @@ from stoker.cli.output import clean_line, paint
 _UsageError: Final[type[BaseException]] = typer.BadParameter.__mro__[1]
 
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
+# What a disk or its owner says no with: nothing that a report to us would mend.
+_MACHINE_FAULTS: Final = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EEXIST,
+        errno.ENOTDIR,
+        errno.EIO,
+    }
+)
 _CRASH_LOG_BYTES: Final = 1024 * 1024  # then it starts again
 
 
@@ -75,6 +89,9 @@ def _known(error: BaseException) -> errors.StokerError | None:
         return errors.StokerError("stopped; nothing was changed", hint="Run it again to go on.")
     if isinstance(error, _UsageError):
         return _bad_usage(error)
+    if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS and error.filename:
+        hint = "`stoker doctor` checks the folders and the free space."
+        return errors.StokerError(f"{error.filename}: {error.strerror}", hint=hint)
     return None
 
 

@@ -116,8 +116,9 @@ def _headline(view: StatusView) -> str:
         ("Memory", ram),
     ]
     for gpu in resources.gpus:
-        used = f", {size(gpu.vram_used_bytes)} of {size(gpu.vram_total_bytes)} used"
-        rows.append(("GPU", gpu.name + (used if gpu.vram_total_bytes else "")))
+        used = "" if gpu.vram_used_bytes is None else f", {size(gpu.vram_used_bytes)} of it used"
+        total = f", {size(gpu.vram_total_bytes)}" if gpu.vram_total_bytes else ""
+        rows.append(("GPU", f"{gpu.name}{total}{used}"))
     return pairs(rows)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
@@ -11,8 +10,8 @@ import typer
 from stoker import paths
 from stoker.cli import checks
 from stoker.cli.boundary import ExitCode
-from stoker.cli.output import Colour, clean_line, paint, print_json, size, table
-from stoker.hardware.assess import GIB, Finding, usable_total_bytes
+from stoker.cli.output import Colour, clean_line, paint, plural, print_json, size, table
+from stoker.hardware.assess import Finding, reserve_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,8 +44,9 @@ def doctor(
 
     facts = probe()
     wishes, findings = _look(paths.from_environment(), facts)
-    free = facts.headroom_bytes - _reserve_bytes(wishes, facts)
-    fitting = catalogue.recommend(catalogue.load().entries, free)
+    reserve = reserve_bytes(facts, wishes.memory_reserve_bytes if wishes else None)
+    free, cpus = facts.headroom_bytes - reserve, facts.effective_cpus
+    fitting = catalogue.recommend(catalogue.load().entries, free, cpus)
     broken = any(finding.level == "fail" for finding in findings)
     if as_json:
         print_json(
@@ -54,11 +54,11 @@ def doctor(
                 "ok": not broken,
                 "findings": [dataclasses.asdict(finding) for finding in findings],
                 "machine": _machine_json(facts),
-                "recommended": [_entry_json(entry) for entry in fitting],
+                "recommended": [_entry_json(entry, cpus) for entry in fitting],
             }
         )
     else:
-        _print(findings, fitting)
+        _print(findings, fitting, cpus)
     if broken:
         raise typer.Exit(ExitCode.FAILED)
 
@@ -66,9 +66,10 @@ def doctor(
 def _look(places: paths.Paths, facts: HardwareFacts) -> tuple[Settings | None, list[Finding]]:
     """The settings when they are sound, and everything that was found."""
     from stoker.hardware.assess import assess
+    from stoker.hardware.probe import disk_free_bytes
 
     wishes, settings_finding = checks.check_settings(places)
-    free = shutil.disk_usage(checks.existing(places.data)).free
+    free = disk_free_bytes(places.data)
     hardware = assess(facts, disk_free_bytes=free, tray_host=checks.tray_host())
     findings = [
         settings_finding,
@@ -79,32 +80,28 @@ def _look(places: paths.Paths, facts: HardwareFacts) -> tuple[Settings | None, l
     return wishes, findings
 
 
-def _reserve_bytes(wishes: Settings | None, facts: HardwareFacts) -> int:
-    """What stays free for other programs, as a load will have it."""
-    if wishes is not None and wishes.memory_reserve_bytes is not None:
-        return wishes.memory_reserve_bytes
-    total = usable_total_bytes(facts)
-    return min(max(GIB, total // 10), total // 4)
-
-
-def _print(findings: Sequence[Finding], fitting: Sequence[Entry]) -> None:
+def _print(findings: Sequence[Finding], fitting: Sequence[Entry], cpus: int) -> None:
     width = max(len(finding.topic) for finding in findings)
     for finding in findings:
         print(f"{_level(finding)}  {finding.topic.ljust(width)}  {clean_line(finding.text)}")
         if finding.fix:
             print(f"{' ' * (width + 8)}-> {clean_line(finding.fix)}")
     print()
-    if fitting:
-        print("Models that fit in the memory that is free now, the best first:")
-        rows = [
-            (entry.name, size(entry.bytes), size(entry.memory_bytes), entry.summary)
-            for entry in fitting[:_SHOWN]
-        ]
-        headers = ("MODEL", "DOWNLOAD", "MEMORY", "WHAT IT IS GOOD FOR")
-        print(table(headers, rows, right={"DOWNLOAD", "MEMORY"}))
-        print(f"Get the first with: stoker pull {fitting[0].name}")
-    else:
+    if not fitting:
         print("No model of the catalogue fits in the memory that is free now.")
+        return
+    print("Models that fit in the memory that is free now and are quick here, the best first:")
+    rows = [
+        (entry.name, size(entry.bytes), size(entry.memory_bytes), entry.summary)
+        for entry in fitting[:_SHOWN]
+        if entry.is_quick(cpus)
+    ]
+    headers = ("MODEL", "DOWNLOAD", "MEMORY", "WHAT IT IS GOOD FOR")
+    print(table(headers, rows, right={"DOWNLOAD", "MEMORY"}))
+    print(f"Get the first with: stoker pull {fitting[0].name}")
+    slow = ", ".join(str(entry.name) for entry in fitting if not entry.is_quick(cpus))
+    if slow:
+        print(f"These fit, too, but will be slow on {plural(cpus, 'core')}: {slow}")
 
 
 def _level(finding: Finding) -> str:
@@ -117,7 +114,7 @@ def _machine_json(facts: HardwareFacts) -> dict[str, Any]:
     return {**dataclasses.asdict(facts), **derived}
 
 
-def _entry_json(entry: Entry) -> dict[str, Any]:
+def _entry_json(entry: Entry, cpus: int) -> dict[str, Any]:
     return {
         "name": str(entry.name),
         "title": entry.title,
@@ -125,4 +122,5 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "licence": entry.licence,
         "bytes": entry.bytes,
         "memory_bytes": entry.memory_bytes,
+        "quick": entry.is_quick(cpus),
     }

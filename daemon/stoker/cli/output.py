@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import IO, Any, Final, Literal
@@ -17,6 +18,7 @@ _COLOURS: Final[dict[Colour, str]] = {
     "green": "32",
     "yellow": "33",
 }
+_HARMLESS: Final = frozenset("\n\t\u200c\u200d")
 _MINUTE_S: Final = 60
 _HOUR_S: Final = 3600
 _DAY_S: Final = 86400
@@ -58,8 +60,18 @@ def moment(at: datetime | None) -> str:
 
 
 def clean(text: str) -> str:
-    """Without control characters but tab and newline: foreign text must not steer a terminal."""
-    return "".join(char for char in text if char.isprintable() or char in "\n\t")
+    """Without control characters but tab and newline: foreign text must not steer a terminal.
+
+    What languages need stays: wide and unbreakable spaces, and the two joiners of Persian, Hindi
+    and emoji.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char
+        for char in text
+        if char.isprintable() or char in _HARMLESS or unicodedata.category(char) == "Zs"
+    )
 
 
 def clean_line(text: str) -> str:

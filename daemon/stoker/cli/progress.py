@@ -85,7 +85,10 @@ def waiting(text: str) -> Iterator[None]:
 
 
 class Lines:
-    """Plain progress: a line when the label changes, and every few seconds."""
+    """Plain progress: the label when it changes, and how far it is every few seconds.
+
+    Figures at the first step would only say that the work has begun.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -94,10 +97,13 @@ class Lines:
 
     def __call__(self, step: Step) -> None:
         now = self._clock()
-        if step.label == self._label and now < self._next:
+        if step.label != self._label:
+            detail = ""
+        elif now >= self._next and step.detail:
+            detail = f": {step.detail}"
+        else:
             return
         self._label, self._next = step.label, now + _LINE_EVERY_S
-        detail = f": {step.detail}" if step.detail else ""
         print(f"{clean_line(step.label)}{detail}", file=sys.stderr, flush=True)
 
 

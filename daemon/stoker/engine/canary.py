@@ -123,8 +123,7 @@ class Canary:
             with anyio.fail_after(_RUN_TIMEOUT_S):
                 return Outcome(await _ask(worker, _vector if embedder else _tokens))
         except (httpx2.TransportError, EOFError):
-            report = await worker.stop(_STOP_GRACE_S)
-            return Outcome(None, report.kind or FailureKind.UNKNOWN)
+            return Outcome(None, await _why(worker))
         except TimeoutError:
             return Outcome(None, FailureKind.KILLED)
         finally:
@@ -153,6 +152,14 @@ class Canary:
             _replace(self._file, text)
         except OSError as error:  # the next load tests again; nothing else is lost
             log.warning("canary_file_not_written", reason=str(error))
+
+
+async def _why(worker: Worker) -> FailureKind:
+    """What ended it. Connections break first: to stop it at once would hide the cause."""
+    with anyio.move_on_after(_STOP_GRACE_S):
+        report = await worker.wait()
+        return report.kind or FailureKind.UNKNOWN
+    return FailureKind.UNKNOWN
 
 
 def cpu_digest(cpu: CpuFacts) -> str:

@@ -61,6 +61,14 @@ def usable_total_bytes(facts: HardwareFacts) -> int:
     return total if limit is None else min(total, limit)
 
 
+def reserve_bytes(facts: HardwareFacts, wish: int | None) -> int:
+    """Memory that stays free for other programs; `wish` is what the user set."""
+    if wish is not None:
+        return wish
+    total = usable_total_bytes(facts)
+    return min(max(GIB, total // 10), total // 4)
+
+
 def runnable_sizes(facts: HardwareFacts) -> tuple[str, ...]:
     """Size classes that fit by the rule of thumb, smallest first."""
     total = usable_total_bytes(facts) / GIB

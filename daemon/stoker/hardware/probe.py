@@ -65,7 +65,9 @@ def resources() -> ResourcesView:
         cpu_percent=psutil.cpu_percent(interval=None),
         ram_used_bytes=max(0, total - free),
         ram_total_bytes=total,
-        gpus=tuple(_gpu_view(gpu) for gpu in _gpus()),
+        gpus=tuple(  # what they use is not known: their tools are too slow to ask each time
+            GpuView(name=gpu.name, vram_total_bytes=gpu.vram_total_bytes) for gpu in _gpus()
+        ),
     )
 
 
@@ -78,13 +80,6 @@ def disk_free_bytes(folder: Path) -> int | None:
             except OSError:
                 return None
     return None
-
-
-def _gpu_view(gpu: GpuFacts) -> GpuView:
-    used = None
-    if gpu.vram_total_bytes is not None and gpu.vram_free_bytes is not None:
-        used = gpu.vram_total_bytes - gpu.vram_free_bytes
-    return GpuView(name=gpu.name, vram_used_bytes=used, vram_total_bytes=gpu.vram_total_bytes)
 
 
 def _psutil_memory() -> MemoryFacts:

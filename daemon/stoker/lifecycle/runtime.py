@@ -43,7 +43,7 @@ from stoker.lifecycle.eviction import Choice
 from stoker.lifecycle.running import Job, Lease, Running, model_view
 from stoker.lifecycle.scheduler import Scheduler
 from stoker.metrics import Metrics
-from stoker.schemas import ModelChanged, ModelView
+from stoker.schemas import ModelChanged, ModelView, StoreChanged
 from stoker.settings import Settings
 from stoker.store.store import Store
 from stoker.tuning.launch import LaunchPlan
@@ -92,7 +92,7 @@ class Lifecycle:
         self._waiting: dict[int, asyncio.Future[Grant]] = {}
         self._tickets = itertools.count(1)
         self._changed = anyio.Event()
-        self._shown: dict[ModelId, tuple[object, ...]] = {}
+        self._shown: dict[ModelId, tuple[tuple[object, ...], bool, bool]] = {}
         self._last: ModelId | None = None
         self._last_lock = anyio.Lock()
         self._last_busy = clock()
@@ -363,6 +363,8 @@ class Lifecycle:
             try:
                 choice = await self._plan(job, effect)
             except StokerError as error:
+                if isinstance(error, BlobDamaged):
+                    self._bus.publish(StoreChanged(id=str(job.model), change="damaged"))
                 short = isinstance(error, CapacityError)
                 self._failed(job, error, back_off=not short)
                 return
@@ -484,11 +486,13 @@ class Lifecycle:
         self._was_busy = busy
         for model in self._scheduler.known():
             standing = self._scheduler.standing(model)
-            shown = (standing.state, standing.in_flight > 0, standing.queued > 0, standing.error)
-            if self._shown.get(model) != shown:
-                self._shown[model] = shown
-                if self._bus.watched:
-                    self._bus.publish(ModelChanged(model=self._view(model)))
+            moved = (standing.state, standing.error)
+            shown = (moved, standing.in_flight > 0, standing.queued > 0)
+            before = self._shown.get(model, ((), False, False))
+            self._shown[model] = shown
+            # What only a watcher cares for is not worth a view in the middle of a request.
+            if before[0] != moved or (before != shown and self._bus.watched):
+                self._bus.publish(ModelChanged(model=self._view(model)))
         self._changed.set()
         self._changed = anyio.Event()
 

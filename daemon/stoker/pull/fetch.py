@@ -78,8 +78,11 @@ class RateLimit:
             await anyio.sleep(self._free_at - now)
 
 
-async def size_of(web: Web, url: str) -> int:
-    """The size of the file at an address. Raises SourceError."""
+async def look(web: Web, url: str) -> tuple[int, str]:
+    """The size of the file at an address, and what changes when it is replaced; "" for nothing.
+
+    Raises SourceError.
+    """
     async with web.open(url, headers={"Range": "bytes=0-0"}) as response:
         status, headers = response.status_code, response.headers
         ranged = status == httpx2.codes.PARTIAL_CONTENT
@@ -90,7 +93,7 @@ async def size_of(web: Web, url: str) -> int:
             raise status_error(status, headers)
     if size == 0:
         raise SourceInvalid("the server does not say how large the file is")
-    return size
+    return size, headers.get("etag") or headers.get("last-modified") or ""
 
 
 class Fetcher:
@@ -259,7 +262,8 @@ class _Transfer:
                     await self._limit.take(len(data))
                     crawl.saw(len(data))
         finally:
-            self._write(cursor, buffer)  # what came is kept, whatever ended the transfer
+            with anyio.CancelScope(shield=True):  # what came is kept, whatever ended the transfer
+                await to_thread.run_sync(self._write, cursor, buffer)
         if cursor.start == began:
             msg = "the server sends nothing"
             raise SourceUnreachable(msg)

@@ -21,6 +21,7 @@ from anyio import to_thread
 
 from stoker.catalogue import Entry
 from stoker.errors import (
+    BadReference,
     DigestMismatch,
     SizeMismatch,
     SourceError,
@@ -44,6 +45,8 @@ _LONGEST_TEXT: Final = 500  # characters of a scanner's message
 _PATHS_PER_REQUEST: Final = 100
 _METADATA_TRIES: Final = 4
 _LARGEST: Final = 2**63 - 1
+
+_MALFORMED: Final = (ValueError, KeyError, TypeError, AttributeError)
 
 T = TypeVar("T")
 FindToken = Callable[[str], str | None]
@@ -221,7 +224,7 @@ def _ask_library(endpoint: str, ref: HubRef, token: str | None) -> _Repository:
         raise SourceUnreachable(f"the hub cannot be reached: {str(error)[:200]}") from error
     except SourceError:
         raise
-    except (httpx2.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (httpx2.HTTPError, BadReference, *_MALFORMED) as error:
         msg = f"the hub's answer about {ref.repo} makes no sense ({type(error).__name__})"
         raise SourceInvalid(msg) from error
 

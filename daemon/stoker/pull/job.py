@@ -103,4 +103,5 @@ class Job:
         )
 
     def saved(self) -> Saved:
-        return Saved(self.id, self.reference, self.name, self.state is PullState.PAUSED)
+        paused = self.state is PullState.PAUSED
+        return Saved(self.id, self.reference, self.name, paused, tuple(self.keys))

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
-from urllib.parse import urlsplit
 
 import anyio
 import httpx2
@@ -30,13 +29,14 @@ from stoker.pull.groups import one_error
 from stoker.pull.job import Job
 from stoker.pull.state import Saved, restore, save
 from stoker.pull.transfer import Tools, Transfer
-from stoker.pull.url import without_query
+from stoker.pull.url import shown
 from stoker.pull.wanted import Wanted, wanted
 from stoker.pull.web import default_client
 from stoker.schemas import PullChanged, PullView, StoreChanged
 from stoker.settings import Settings
+from stoker.store.partial import PartialKey
 from stoker.store.store import Store
-from stoker.types import ModelId, PullState
+from stoker.types import Digest, ModelId, PullState
 
 log = structlog.get_logger(__name__)
 
@@ -122,7 +122,10 @@ class Puller:
         return await self._halt(pull_id, "pause")
 
     async def cancel(self, pull_id: str) -> PullView:
-        """Stop and throw away what came; on return nothing runs any more."""
+        """Stop and throw away what came, unless another pull or a model needs it too.
+
+        On return nothing runs any more.
+        """
         return await self._halt(pull_id, "cancel")
 
     async def resume(self, pull_id: str) -> PullView:
@@ -163,6 +166,7 @@ class Puller:
 
     def _restore(self, pull: Saved) -> None:
         job = self._new_job(pull.id, pull.reference, pull.name, None)
+        job.keys = list(pull.keys)
         if pull.paused:
             job.enter(PullState.PAUSED)
         else:
@@ -198,7 +202,7 @@ class Puller:
         async with self._slots:
             if job.wanted is None:
                 job.wanted = await self._wanted(job.reference, job.name)
-            log.info("pull_started", pull=job.id, reference=_shown(job.reference))
+            log.info("pull_started", pull=job.id, reference=shown(job.reference))
             with one_error():
                 async with anyio.create_task_group() as group:
                     group.start_soon(job.tick)
@@ -221,14 +225,22 @@ class Puller:
             return job.view()  # it was faster
         if intent == "cancel":
             job.enter(PullState.CANCELLED)
-            await to_thread.run_sync(self._discard, job)
+            await to_thread.run_sync(self._discard, job.keys, self._digests_of_none_but(job))
         await self._save()
         return job.view()
 
-    def _discard(self, job: Job) -> None:
-        for key in job.keys:
+    def _digests_of_none_but(self, job: Job) -> set[Digest]:
+        """Of the files that this pull wants and no other one."""
+        others = [other for other in self._jobs.values() if not other.state.ended]
+        return _digests(job.keys) - _digests(key for other in others for key in other.keys)
+
+    def _discard(self, keys: Iterable[PartialKey], digests: set[Digest]) -> None:
+        """The partials, and the files that are blobs already and belong to no model."""
+        for key in keys:
             with suppress(StoreError), self._store.partial(key) as partial:  # another may use it
                 partial.discard()
+        with suppress(StoreError):  # what stays is pruned later
+            self._store.drop_unnamed(digests)
 
     async def _wanted(self, reference: str, name: str | None) -> Wanted:
         manifests = await to_thread.run_sync(self._store.list)
@@ -261,8 +273,5 @@ class Puller:
         shutil.rmtree(self._tools.scratch, ignore_errors=True)
 
 
-def _shown(reference: str) -> str:
-    """Fit for a log: a URL's query may be a signature."""
-    return (
-        without_query(reference) if urlsplit(reference).scheme in {"http", "https"} else reference
-    )
+def _digests(keys: Iterable[PartialKey]) -> set[Digest]:
+    return {key.expected.digest for key in keys if key.expected.digest is not None}

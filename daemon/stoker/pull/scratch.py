@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
-from stoker.errors import DiskFull, SizeMismatch
-
-NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+from stoker.errors import SizeMismatch
+from stoker.store import disk
 
 
 class ScratchFile:
@@ -43,21 +41,16 @@ class ScratchFile:
     def write(self, offset: int, data: bytes | memoryview) -> None:
         if offset != self.bytes_done or offset + len(data) > self._size:
             raise SizeMismatch("bytes out of order, or more than announced")
-        try:
-            self._stream.write(data)
-        except OSError as error:
-            if error.errno in NO_ROOM:
-                raise DiskFull("no room for a temporary file") from error
-            raise
+        disk.write_at(self._stream.fileno(), data, offset)
         self.bytes_done += len(data)
 
-    def advance_hash(self) -> None:
+    def advance_hash(self) -> bool:
         """Hashed when it is complete."""
+        return False
 
     def checkpoint(self) -> None:
         """Never resumed after a crash."""
 
     def reset(self) -> None:
-        self._stream.seek(0)
-        self._stream.truncate()
+        self._stream.truncate(0)
         self.bytes_done = 0

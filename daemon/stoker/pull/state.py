@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
+
+from stoker.errors import SourceInvalid
+from stoker.store import disk
+from stoker.store.partial import PartialKey
+from stoker.store.verify import Expected
+from stoker.types import Digest
 
 log = structlog.get_logger(__name__)
 
@@ -25,6 +30,7 @@ class Saved:
     reference: str
     name: str | None
     paused: bool
+    keys: tuple[PartialKey, ...] = ()  # of what it has left in the store; to throw it away
 
 
 def save(path: Path, pulls: Iterable[Saved]) -> None:
@@ -32,18 +38,18 @@ def save(path: Path, pulls: Iterable[Saved]) -> None:
     document = {
         "format": _FORMAT,
         "pulls": [
-            {"id": p.id, "reference": p.reference, "name": p.name, "paused": p.paused}
+            {
+                "id": p.id,
+                "reference": p.reference,
+                "name": p.name,
+                "paused": p.paused,
+                "files": [_file(key) for key in p.keys],
+            }
             for p in pulls
         ],
     }
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        json.dump(document, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    disk.make_folder(path.parent)
+    disk.write_file(path, json.dumps(document, indent=1).encode(), ".tmp")
 
 
 def restore(path: Path) -> list[Saved]:
@@ -52,10 +58,27 @@ def restore(path: Path) -> list[Saved]:
         document = json.loads(path.read_text("utf-8"))
         pulls = document["pulls"][:_MOST] if document["format"] == _FORMAT else []
         return [
-            Saved(str(p["id"]), str(p["reference"]), p["name"], bool(p["paused"])) for p in pulls
+            Saved(
+                str(p["id"]),
+                str(p["reference"]),
+                p["name"],
+                bool(p["paused"]),
+                tuple(_key(file) for file in p.get("files", ())),
+            )
+            for p in pulls
         ]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SourceInvalid) as error:
         log.warning("pulls_not_restored", path=str(path), error=type(error).__name__)
         return []
+
+
+def _file(key: PartialKey) -> dict[str, object]:
+    digest = key.expected.digest
+    return {"size": key.expected.size, "sha256": digest and digest.hex, "origin": key.origin}
+
+
+def _key(file: Mapping[str, Any]) -> PartialKey:
+    digest = None if file["sha256"] is None else Digest.parse(file["sha256"])
+    return PartialKey(Expected(file["size"], digest), str(file["origin"]))

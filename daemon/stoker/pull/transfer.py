@@ -5,7 +5,7 @@ The store decides what is good; this decides the order. Not for: who may run whe
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ import structlog
 from anyio import to_thread
 
 from stoker.catalogue import HubFile
-from stoker.errors import DigestMismatch, SourceError
+from stoker.errors import DigestMismatch, SizeMismatch, SourceError
 from stoker.pull.fetch import Fetcher, FetchPolicy, RateLimit
 from stoker.pull.flights import Flights
 from stoker.pull.huggingface import HubSource
@@ -32,7 +32,7 @@ from stoker.pull.wanted import Pinned, Place, Wanted, check_name
 from stoker.pull.web import Web
 from stoker.pull.wheel import WheelSource
 from stoker.settings import Settings
-from stoker.store.manifest import Manifest
+from stoker.store.manifest import Manifest, Verdict
 from stoker.store.partial import Partial, PartialKey
 from stoker.store.store import Admitted, Store
 from stoker.store.verify import Expected
@@ -70,7 +70,7 @@ class Transfer:
             for place in wanted.places[:-1]:
                 try:
                     return await self._from(self._source(place, web), wanted)
-                except SourceError as error:
+                except (SourceError, DigestMismatch, SizeMismatch) as error:
                     log.warning("pull_source_failed", pull=self._job.id, code=error.code)
             return await self._from(self._source(wanted.places[-1], web), wanted)
 
@@ -80,8 +80,7 @@ class Transfer:
         resolution = await source.resolve()
         if wanted.model is not None:
             resolution = replace(resolution, model=wanted.model)
-        manifests = await to_thread.run_sync(store.list)
-        check_name(resolution.model, resolution, manifests)
+        check_name(resolution.model, resolution, await to_thread.run_sync(store.list))
         job.model = resolution.model
         job.keys = [_key(file) for file in resolution.files]
         scan = judge(resolution, self._tools.settings.trust, datetime.now(UTC))
@@ -90,12 +89,18 @@ class Transfer:
         job.bytes_total = _sum(file.to_travel for file in resolution.files)
         admitted = [await self._file(source, file) for file in resolution.files]
         job.enter(PullState.VERIFYING)
-        replaced = next((m for m in manifests if m.id == resolution.model), None)
-        manifest = manifest_of(resolution, admitted, scan, replaced, now=datetime.now(UTC))
-        return await to_thread.run_sync(self._commit, manifest)
+        # Much may have happened since the name was free; two that want it now take turns.
+        async with self._tools.flights.alone(f"name {resolution.model.text.lower()}"):
+            return await to_thread.run_sync(self._commit, resolution, admitted, scan)
 
-    def _commit(self, draft: Manifest) -> Manifest:
+    def _commit(
+        self, resolution: Resolution, admitted: Sequence[Admitted], scan: Verdict
+    ) -> Manifest:
         store = self._tools.store
+        manifests = store.list()
+        check_name(resolution.model, resolution, manifests)
+        replaced = next((m for m in manifests if m.id == resolution.model), None)
+        draft = manifest_of(resolution, admitted, scan, replaced, now=datetime.now(UTC))
         manifest = with_facts(draft, store.facts(draft))
         store.commit(manifest)
         return manifest
@@ -181,6 +186,8 @@ class Transfer:
             job.enter(PullState.FETCHING, job.note)
             await source.fetch(file, partial, progress)
             job.enter(PullState.VERIFYING)
+            while await to_thread.run_sync(partial.advance_hash):
+                pass  # in steps, because `admit` cannot be stopped in the middle
             return await to_thread.run_sync(store.admit, partial, file.role)
 
 

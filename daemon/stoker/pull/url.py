@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import secrets
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from stoker.errors import FileKindRefused
-from stoker.pull.fetch import Fetcher, Target, size_of
+from stoker.pull.fetch import Fetcher, Target, look
 from stoker.pull.source import Progress, RemoteFile, Resolution, Sink
 from stoker.pull.web import Web
 from stoker.store.manifest import FileRole, SourceRecord
@@ -23,15 +25,15 @@ class UrlSource:
         self._fetcher = fetcher
 
     async def resolve(self) -> Resolution:
-        """One request, for the size."""
+        """One request, for the size and the version of what is there now."""
         name = file_name(self._ref.url)
-        size = await size_of(self._web, self._ref.url)
+        size, version = await look(self._web, self._ref.url)
         location = without_query(self._ref.url)
         file = RemoteFile(
             path=name.text,
             name=name,
             role=FileRole.MODEL,
-            origin=location,
+            origin=f"{location}#{_key(self._ref.url, version)}",
             size=size,
             digest=self._ref.digest,
         )
@@ -53,6 +55,21 @@ def file_name(url: str) -> Filename:
         msg = f"{name} is not a GGUF file"
         raise FileKindRefused(msg)
     return name
+
+
+def _key(url: str, version: str) -> str:
+    """Tells files and versions at one address apart, for the partial.
+
+    The query may choose the file, but it may be a secret too. Without a version nothing that was
+    kept may be continued, so the key is then of no other pull.
+    """
+    text = f"{urlsplit(url).query}\n{version or secrets.token_hex(16)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def shown(reference: str) -> str:
+    """A reference that is fit for a log or a record: a URL's query may be a signature."""
+    return without_query(reference) if "://" in reference else reference
 
 
 def without_query(url: str) -> str:

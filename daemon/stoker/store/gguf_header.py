@@ -9,6 +9,7 @@ from typing import Final
 
 from stoker.store.gguf_types import ValueType
 
+_FLOATS: Final = frozenset((ValueType.FLOAT32, ValueType.FLOAT64))  # NaN is no whole number
 # Tensors that only layers with a recurrent state have.
 _RECURRENT: Final = re.compile(r"blk\.\d+\.(?:ssm_|time_mix_|shortconv)")
 
@@ -90,9 +91,10 @@ class GgufHeader:
         return value.count if isinstance(value, Array) else None
 
     def numbers(self, key: str) -> tuple[int, ...] | None:
-        """A short list of whole numbers, or a single one as a list of one."""
+        """A short list of whole numbers, or a single one as a list of one; None for all else."""
         value = self.metadata.get(key)
-        if isinstance(value, Array) and value.numbers is not None:
-            return tuple(int(number) for number in value.numbers)
+        if isinstance(value, Array):
+            whole = value.numbers is not None and value.element not in _FLOATS
+            return tuple(int(number) for number in value.numbers or ()) if whole else None
         single = self.integer(key)
         return None if single is None else (single,)

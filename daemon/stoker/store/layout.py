@@ -54,7 +54,12 @@ def partial(expected: Expected, origin: str) -> PurePosixPath:
 def quarantined(digest: Digest | None, at: datetime) -> PurePosixPath:
     """The stem of a quarantined file's names; sorts by time."""
     name = digest.hex[:12] if digest else "unhashed"
-    return QUARANTINE / f"{at.astimezone(UTC):%Y%m%dT%H%M%S%fZ}-{name}"
+    return QUARANTINE / f"{quarantine_time(at)}-{name}"
+
+
+def quarantine_time(at: datetime) -> str:
+    """How the names of files that were put aside at that moment begin."""
+    return f"{at.astimezone(UTC):%Y%m%dT%H%M%S%fZ}".rjust(22, "0")  # the year 1 is "1" on Linux
 
 
 def view(model: ModelId) -> PurePosixPath:

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, Final
 
-from stoker.errors import InternalError, SizeMismatch, StoreError
+from stoker.errors import DiskFull, InternalError, SizeMismatch, StoreError
 from stoker.store import disk, sidecar
 from stoker.store.layout import TEMPORARY
 from stoker.store.ranges import Ranges
@@ -25,6 +25,8 @@ __all__ = ["Partial", "PartialKey"]
 
 SUFFIX: Final = ".part"
 SIDECAR_SUFFIX: Final = ".json"
+_RECORD_ROOM_BYTES: Final = 1 << 20  # a sidecar takes 4 KiB; some file systems need far more
+_HASH_STEP_BYTES: Final = 256 << 20  # a fraction of a second on any machine that runs a model
 
 
 class Partial:
@@ -43,6 +45,7 @@ class Partial:
         self._ranges = Ranges()
         self._lock = Lock()  # the ranges, the descriptor's life, the count of rewrites
         self._unrecorded = False  # bytes came since the last checkpoint
+        self._recorded_end = 0  # the sidecar promises nothing behind it
         self._rewrites = 0  # times that bytes were written over: a hash begun before is void
         self._hash_lock = Lock()
         self._restart_hash()
@@ -60,8 +63,8 @@ class Partial:
 
     @property
     def bytes_done(self) -> int:
-        with self._lock:
-            return self._ranges.total
+        """Never waits, also not for a write that hangs: the event loop asks for it."""
+        return self._ranges.total
 
     @property
     def complete(self) -> bool:
@@ -112,23 +115,28 @@ class Partial:
             self._ranges.add(offset, end)
             self._unrecorded = True
 
-    def advance_hash(self) -> None:
-        """Hash what has become contiguous from the start, read back from the file.
+    def advance_hash(self) -> bool:
+        """Hash some of what has become contiguous from the start, read back from the file.
 
-        Cheap to call often; runs long only when much has come since the last call.
+        Returns whether there is more of it: a call ends soon, so that a pull can be stopped.
         """
         with self._hash_lock:
-            self._advance_hash()
+            return self._advance_hash(_HASH_STEP_BYTES)
 
     def checkpoint(self) -> None:
         """Make what is written so far survive a crash. Raises StoreError, DiskFull."""
         with self._lock:
             pairs, descriptor = self._ranges.pairs, self._open_descriptor()
             self._unrecorded = False
-        with disk.wrapped("record the progress of a download", self.path):
-            disk.sync_file(descriptor)
-            raw = sidecar.dumps(self.key, self._size, pairs)
-            disk.write_file(self._sidecar, raw, TEMPORARY)
+        try:
+            with disk.wrapped("record the progress of a download", self.path):
+                disk.sync_file(descriptor)
+                raw = sidecar.dumps(self.key, self._size, pairs)
+                disk.write_file(self._sidecar, raw, TEMPORARY)
+        except StoreError:
+            self._unrecorded = True
+            raise
+        self._recorded_end = pairs[-1][1] if pairs else 0
 
     def reset(self) -> None:
         """Start again from zero."""
@@ -136,6 +144,7 @@ class Partial:
             disk.unlink(self._sidecar)  # first: a sidecar must never promise bytes that are gone
             disk.truncate(self._open_descriptor(), 0)
             self._ranges = Ranges()
+            self._recorded_end = 0
             self._restart_hash()
 
     def discard(self) -> None:
@@ -152,7 +161,7 @@ class Partial:
                 size = self._ranges.end
                 # A failed or forgotten write may have left bytes behind the last counted one.
                 disk.truncate(self._open_descriptor(), size)
-            self._advance_hash()
+            self._advance_hash(size)
             if self._hashed != size:
                 raise InternalError("a partial with gaps was to be hashed as a whole")
             return Observed(size, Digest.parse(self._hash.hexdigest()))
@@ -175,8 +184,28 @@ class Partial:
         """Close it for now, with a last checkpoint where that is still possible."""
         if self._descriptor >= 0 and self._unrecorded:
             with suppress(StoreError):
-                self.checkpoint()
+                try:
+                    self.checkpoint()
+                except DiskFull:
+                    self._give_back()
+                    self.checkpoint()
         self.close()
+
+    def _give_back(self) -> None:
+        """Drop the last bytes: on a full disk, the record of all others needs their room.
+
+        Only at the end: a transfer that still runs would not fetch them again. Never below what
+        the last record promises.
+        """
+        with self._lock, disk.wrapped("shorten a partial", self.path):
+            pairs = self._ranges.pairs
+            if not pairs:
+                return
+            start, end = pairs.pop()
+            keep = max(start, end - _RECORD_ROOM_BYTES, self._recorded_end)
+            disk.truncate(self._open_descriptor(), keep)
+            self._ranges = Ranges([*pairs, (start, keep)] if keep > start else pairs)
+            self._rewrites += 1
 
     def close(self) -> None:
         with self._lock:
@@ -199,6 +228,7 @@ class Partial:
         if found is not None and found.belongs_to(self.key):
             self._size = found.size
             self._ranges = Ranges(found.ranges)
+            self._recorded_end = self._ranges.end
         else:
             disk.unlink(self._sidecar)
             disk.truncate(descriptor, 0)
@@ -219,19 +249,22 @@ class Partial:
         self._hashed = 0
         self._hashed_rewrites = self._rewrites
 
-    def _advance_hash(self) -> None:
+    def _advance_hash(self, most: int) -> bool:
         buffer = bytearray(disk.READ_BYTES)
-        while True:
+        done = 0
+        while done < most:
             with self._lock:
                 if self._hashed_rewrites != self._rewrites:
                     self._restart_hash()
                 count = min(self._ranges.prefix - self._hashed, len(buffer))
                 descriptor = self._open_descriptor()
             if count <= 0:
-                return
+                return False
             with disk.wrapped("read a partial", self.path):
                 got = disk.read_at(descriptor, buffer, count, self._hashed)
             if got == 0:
                 raise SizeMismatch("the partial file is shorter than what was written to it")
             self._hash.update(memoryview(buffer)[:got])
             self._hashed += got
+            done += got
+        return True

@@ -54,14 +54,16 @@ class Quarantine:
             self._shrink()
 
     def prune(self, older_than: datetime) -> int:
-        """Delete what was put aside before then; returns how many files."""
-        dropped = 0
+        """Delete what was put aside before then; returns how many files.
+
+        The names tell when that was; the times of a blob's file are those of its download.
+        """
+        limit = layout.quarantine_time(older_than)
         with disk.wrapped("empty the quarantine", self._folder):
-            for path, info in self._entries():
-                if info.st_mtime < older_than.timestamp():
-                    disk.unlink(path)
-                    dropped += 1
-        return dropped
+            old = [path for path, _ in self._entries() if path.name < limit]
+            for path in old:
+                disk.unlink(path)
+        return len(old)
 
     def _shrink(self) -> None:
         """Drop the oldest bytes beyond the limit; the reasons stay until they are old."""

@@ -12,6 +12,7 @@ class Ranges:
     def __init__(self, pairs: Iterable[tuple[int, int]] = ()) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
+        self._total = 0
         for start, end in pairs:
             self.add(start, end)
 
@@ -22,8 +23,10 @@ class Ranges:
         if first < last:
             start = min(start, self._starts[first])
             end = max(end, self._ends[last - 1])
+        joined = sum(self._ends[first:last]) - sum(self._starts[first:last])
         self._starts[first:last] = [start]
         self._ends[first:last] = [end]
+        self._total += end - start - joined
 
     def overlaps(self, start: int, end: int) -> bool:
         place = bisect_right(self._ends, start)
@@ -50,7 +53,7 @@ class Ranges:
 
     @property
     def total(self) -> int:
-        return sum(self._ends) - sum(self._starts)
+        return self._total
 
     @property
     def end(self) -> int:

@@ -168,9 +168,9 @@ class Store:
         if current.damaged:
             raise BlobDamaged(f"{current.id} is damaged: {current.trust.integrity.detail}")
         for file in current.files:
+            seen = self._blobs.signature(file.digest)
             finding = self._upkeep.finding(file)
-            if finding is not None:
-                self._upkeep.condemn(file, finding)
+            if finding is not None and self._upkeep.condemn(file, finding, seen):
                 raise BlobDamaged(f"{current.id} is damaged: {finding}")
 
     # --- bytes come in ---
@@ -265,11 +265,20 @@ class Store:
 
         Nothing is deleted while a manifest cannot be read.
         """
+        limit = older_than.timestamp()
         with self._lock:
-            old = older_than.timestamp()
-            return self._upkeep.release(
-                digest for digest, info in self._blobs.all() if info.st_ctime < old
-            )
+            old = [digest for digest, info in self._blobs.all() if info.st_ctime < limit]
+            return self.drop_unnamed(old)
+
+    def drop_unnamed(self, digests: Iterable[Digest]) -> int:
+        """Delete those of the blobs that no model names, for a pull that was given up.
+
+        The bytes freed. Nothing is deleted while a manifest cannot be read.
+        """
+        with self._lock:
+            unnamed = set(digests)
+            self._upkeep.uncommitted.difference_update(unnamed)
+            return self._upkeep.release(unnamed)
 
     def drop_stale_partials(self, older_than: datetime) -> int:
         """How many partials that nobody touched since then were deleted."""
@@ -292,18 +301,18 @@ class Store:
 
         ``progress`` gets the bytes hashed since its last call. A bad blob goes to quarantine and
         its models are marked; when all are sound, the model counts as verified now. Ends early,
-        without a result for the file at hand, once ``cancelled`` says so.
+        without a result for the file at hand, once ``cancelled`` says so or the model is removed.
         """
         sound = 0
         for file in manifest.files:
+            seen = self._blobs.signature(file.digest)
             hashed = self._upkeep.hash(file, progress, cancelled)
-            if hashed is None:
+            if hashed is None or (hashed and self._catalog.get(manifest.id) is None):
                 return
             finding = hashed or None
-            if finding is None:
-                sound += 1
-            else:
-                self._upkeep.condemn(file, finding)
+            if finding is not None and not self._upkeep.condemn(file, finding, seen):
+                finding = None  # repaired meanwhile, with bytes that `admit` has verified
+            sound += finding is None
             if sound == len(manifest.files):
                 self._upkeep.mark_verified(manifest)
             yield FileResult(

@@ -20,7 +20,7 @@ from stoker.store.catalog import Catalog
 from stoker.store.finding import Finding
 from stoker.store.manifest import Manifest, ManifestFile, Verdict
 from stoker.store.quarantine import Quarantine
-from stoker.store.signatures import Signatures
+from stoker.store.signatures import Signature, Signatures
 from stoker.store.verify import Expected, check
 from stoker.types import Digest
 
@@ -76,12 +76,19 @@ class Upkeep:
             self.signatures.put(file.digest, signature)
         return ""
 
-    def condemn(self, file: ManifestFile, finding: str) -> None:
-        """Mark every model that names the blob, then put the blob aside."""
-        log.error("blob_damaged", sha256=file.digest.hex, finding=finding)
+    def condemn(self, file: ManifestFile, finding: str, seen: Signature | None) -> bool:
+        """Mark every model that names the blob, then put the blob aside.
+
+        ``seen`` is the file that was found bad. Changes nothing, and returns False, when there is
+        another one now that was verified: a repair may put good bytes there while the bad ones
+        are being hashed.
+        """
         at = self.now()
         verdict = Verdict("failed", finding, {"sha256": file.digest.hex}, at)
         with self.lock:
+            if self.blobs.signature(file.digest) != seen and self.has(file.digest, file.size):
+                return False
+            log.error("blob_damaged", sha256=file.digest.hex, finding=finding)
             self.signatures.drop(file.digest)
             for manifest in self.catalog.naming(file.digest):
                 self._keep(manifest.with_integrity(verdict))
@@ -90,6 +97,7 @@ class Upkeep:
                 evidence = {"expected_sha256": file.digest.hex, "name": file.name.text}
                 path = self.blobs.path(file.digest)
                 self.quarantine.put(path, findings, at, file.digest, evidence)
+        return True
 
     def heal(self, digest: Digest) -> None:
         """Models that were marked for this blob are sound again when their others are."""
@@ -97,18 +105,30 @@ class Upkeep:
             if manifest.damaged and all(self.finding(file) is None for file in manifest.files):
                 verdict = Verdict("ok", "repaired: every file matches its SHA-256", {}, self.now())
                 with self.lock:
-                    self._keep(manifest.with_integrity(verdict))
+                    current = self._still_sound(manifest)
+                    if current is not None:
+                        self._keep(current.with_integrity(verdict))
 
     def mark_verified(self, manifest: Manifest) -> None:
         at = self.now()
         with self.lock:
-            current = self.catalog.get(manifest.id)
-            if current is None or current.files != manifest.files:
+            current = self._still_sound(manifest)
+            if current is None:
                 return
             verdict = replace(current.trust.integrity, at=at)
             if verdict.verdict not in {"ok", "warn"}:
                 verdict = Verdict("ok", "every file matches its SHA-256", {}, at)
             self._keep(replace(current.with_integrity(verdict), verified_at=at))
+
+    def _still_sound(self, manifest: Manifest) -> Manifest | None:
+        """As it is now; None when it was removed, replaced or damaged since its files were hashed.
+
+        For the holder of the lock.
+        """
+        current = self.catalog.get(manifest.id)
+        if current is None or current.files != manifest.files:
+            return None
+        return current if all(self.has(f.digest, f.size) for f in current.files) else None
 
     def _keep(self, manifest: Manifest) -> None:
         """Record a verdict; it counts even when the disk does not take it."""

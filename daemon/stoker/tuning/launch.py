@@ -22,7 +22,7 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a setting has its value, in words for `stoker plan`."""
+    """Why a setting has its value, in words for a person."""
 
     setting: str
     value: str | int | float | bool | None

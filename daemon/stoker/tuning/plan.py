@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from stoker.errors import MemoryShort
+from stoker.hardware.assess import reserve_bytes
 from stoker.hardware.facts import HardwareFacts
 from stoker.store.facts import ModelFacts
 from stoker.tuning.launch import LaunchPlan, MemoryNeed, Reason, Source, Wishes
@@ -67,13 +68,7 @@ class _Task:
 
     @property
     def reserve_bytes(self) -> int:
-        if self.wishes.reserve_bytes is not None:
-            return self.wishes.reserve_bytes
-        total = self.hardware.memory.total_bytes
-        limit = self.hardware.limits.memory_limit_bytes
-        if limit is not None:
-            total = min(total, limit)
-        return min(max(1024 * MIB, total // 10), total // 4)
+        return reserve_bytes(self.hardware, self.wishes.reserve_bytes)
 
     @property
     def budget_bytes(self) -> int:
@@ -247,7 +242,7 @@ def _reasons(  # one value each
     safe = (
         "the self-test found this CPU's fast layouts unsound"
         if wishes.safe_mode
-        else "the self-test passed: weights may be laid out for this CPU"
+        else "the self-test found no fault: weights may be laid out for this CPU"
     )
     return (
         _context_reason(task, context),

@@ -280,3 +280,53 @@ def test_any_values_give_valid_json_or_an_error_of_ours(path: str, data: st.Data
         return
     sent = json.loads(request.body("m"))
     assert set(sent) <= {*known, "model"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"grammar": "root ::= " + "(" * 201},
+        {"grammar": 'root ::= "a"' + ' | "a"' * 1001},
+        {"grammar": "root ::= " + "a? " * 1001},
+        {"json_schema": {"enum": list(range(1001))}},
+        {"json_schema": {"properties": {str(n): {} for n in range(1001)}}},
+        {"json_schema": {"anyOf": [{"enum": list(range(900))}] * 12}},
+        {"json_schema": {"const": "x" * 262_145}},
+        {"json_schema": {"pattern": "a?" * 501}},
+        {"response_format": {"json_schema": {"schema": {"enum": list(range(1001))}}}},
+        {"tools": [{"function": {"name": "f", "parameters": {"enum": list(range(1001))}}}]},
+        {"tools": [{"name": "f", "input_schema": {"enum": list(range(1001))}}]},
+        {"tools": [1]},
+        {"tools": [{"function": 1}]},
+    ],
+)
+def test_grammars_that_would_stop_the_engine_are_refused(more: dict[str, Any]) -> None:
+    """Deep, or with too many branches, wherever a grammar or a schema may stand."""
+    with pytest.raises(BadRequest) as caught:
+        _chat(**more)
+
+    assert caught.value.facts["param"] == next(iter(more))
+
+
+def test_symbols_inside_texts_of_a_grammar_do_not_count() -> None:
+    """Neither do those in character classes and comments."""
+    quoted = '"' + "(" * 300 + "|" * 2000 + r"\"" + '"'
+    grammar = f"root ::= {quoted} [(|\\]?]  # {'(' * 300}"
+
+    assert json.loads(_chat(grammar=grammar).payload)["grammar"] == grammar
+
+
+def test_a_property_may_be_called_pattern() -> None:
+    """What looks like a keyword may be a name."""
+    schema = {"properties": {"pattern": {"type": "string", "pattern": "^a+$"}}}
+
+    assert json.loads(_chat(json_schema=schema).payload)["json_schema"] == schema
+
+
+@pytest.mark.parametrize("tokens", [[-1], [2**31], [1.5], [True], ["a"], [[1]], []])
+def test_tokens_are_numbers_that_the_engine_can_hold(tokens: list[Any]) -> None:
+    """It would cut the others to some other token."""
+    body = json.dumps({"model": "m", "tokens": tokens}).encode()
+
+    with pytest.raises(BadRequest):
+        fields.parse("/detokenize", body)

@@ -89,6 +89,22 @@ def test_a_fault_leaves_its_traceback_in_a_file(
     assert "ZeroDivisionError" in log.read_text()
 
 
+def test_a_folder_that_cannot_be_written_is_no_fault_of_ours(
+    run: Run, stoker_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two lines say what is in the way; nobody is asked to report it."""
+    taken = stoker_home / "file"
+    taken.touch()
+    monkeypatch.setenv("STOKER_HOME", str(taken))
+
+    ran = run("config", "set", "port", "4000")
+
+    error, hint = ran.err.splitlines()
+    assert ran.code == 1
+    assert error == f"error: {taken}: File exists"
+    assert "stoker doctor" in hint
+
+
 def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "daemon", lambda: 1 / 0)
 

@@ -61,7 +61,22 @@ def test_a_small_machine_is_offered_nothing_too_large(
     report = json.loads(run("doctor", "--json").out)
 
     assert [entry["name"] for entry in report["recommended"]] == ["starter"]
+    assert report["recommended"][0]["quick"] is True
     assert report["machine"]["cpu"]["flags"] == sorted(GOOD)
     assert report["ok"] is True
     _machine(monkeypatch, gib=1, flags=GOOD)
     assert "No model of the catalogue fits" in run("doctor").out
+
+
+def test_what_would_be_slow_is_named_apart(
+    run: Run, client: StubClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On four cores a dense 9B model fits in 24 GiB, but it is no pleasure."""
+    _machine(monkeypatch, gib=24, flags=GOOD)
+
+    out = run("doctor").out
+
+    slow = next(line for line in out.splitlines() if "slow on 4 cores" in line)
+    assert "qwen3.5-9b" in slow
+    assert out.count("qwen3.5-9b") == 1
+    assert "stoker pull gpt-oss-20b" in out

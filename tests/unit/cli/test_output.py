@@ -48,6 +48,15 @@ def test_foreign_text_cannot_steer_the_terminal() -> None:
     assert output.clean_line(" two\nlines \x1b") == "two lines"
 
 
+def test_text_of_any_language_stays_whole() -> None:
+    """French and Japanese spaces, a Persian word and a joined emoji are printed as they are."""
+    spaces = "oui\u00a0! 10\u202f000 \u65e5\u3000"
+    joined = "\u06cc\u200c\u062e \U0001f469\u200d\U0001f52c"
+    text = spaces + joined
+
+    assert output.clean(text) == text
+
+
 def test_table_aligns_numbers_to_the_right_and_leaves_no_trailing_space() -> None:
     text = output.table(("NAME", "SIZE"), [("a", "9 MB"), ("longer", "98 MB")], right={"SIZE"})
 

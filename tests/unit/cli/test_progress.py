@@ -29,14 +29,14 @@ def test_a_step_says_what_is_known(step: progress.Step, detail: str) -> None:
 
 
 def test_plain_progress_does_not_flood_a_log(capsys: pytest.CaptureFixture[str]) -> None:
-    """A line at each change of what is done, and one every five seconds."""
+    """A line at each change of what is done, and how far it is every five seconds."""
     clock = Clock()
     show = progress.Lines(clock)
 
     for clock.now, label in ((0, "a"), (1, "a"), (2, "b"), (3, "b"), (8, "b")):
-        show(progress.Step(label))
+        show(progress.Step(label, 5_000_000, 98_000_000))
 
-    assert capsys.readouterr().err.split() == ["a", "b", "b"]
+    assert capsys.readouterr().err.splitlines() == ["a", "b", "b: 5 MB of 98 MB"]
 
 
 def test_rate_and_time_left_count_from_the_first_step() -> None:

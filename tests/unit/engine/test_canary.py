@@ -113,6 +113,16 @@ async def test_a_run_that_fails_for_other_reasons_gives_no_verdict(paths: Paths,
 
 
 @pytest.mark.anyio
+async def test_memory_that_runs_out_in_the_middle_gives_no_verdict_either(paths: Paths) -> None:
+    """Not even when the broken connection is seen before the end of the process."""
+    runtime = Runtime(paths.run, normal=Behaviour(crash_after=1, last_words="oom"))
+    model = write_model(paths.data / "m.gguf")
+
+    assert not await canary(paths, runtime).needs_safe_mode(model, 2)
+    assert not paths.canary.exists()
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 9}', '{"format": 1, "results": 3}'])
 async def test_a_damaged_file_is_written_anew(paths: Paths, content: str) -> None:
     paths.canary.write_text(content)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import anyio
+import pytest
+
 from stoker.engine import worker
-from stoker.engine.base import ExitReport
+from stoker.engine.base import Address, ExitReport
 from stoker.engine.xllamacpp import order
 from stoker.types import FailureKind
 from tests.fakes.hardware import machine
@@ -61,3 +65,24 @@ def test_only_sockets_of_workers_are_swept(tmp_path: Path) -> None:
 
     assert worker.remove_stale_sockets(tmp_path) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"control.sock", "w-3.txt"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("read_order", [True, False])
+async def test_a_child_that_ends_at_once_is_cleared_away(
+    tmp_path: Path, *, read_order: bool
+) -> None:
+    """Also when it never read its order, and when its folder was swept out of /tmp meanwhile."""
+    code = "input()" if read_order else ""
+    spawn = worker.Spawn(
+        (sys.executable, "-I", "-c", code), {"pad": "x" * 200_000}, Address(), "key", tmp_path / "e"
+    )
+
+    process = worker.WorkerProcess.start(spawn)
+    with anyio.fail_after(30):
+        greeting, report = await process.greeted(), await process.wait()
+
+    assert greeting is None
+    assert report.returncode == 0
+    assert process._process.stdout is not None
+    assert process._process.stdout.closed

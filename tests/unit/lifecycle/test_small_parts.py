@@ -63,3 +63,15 @@ def test_idle_processor_under_a_request_is_a_hang() -> None:
     vigil = Vigil()
     assert not any(vigil.has_hung(1.0, n % 3, 0) for n in range(20))
     assert not any(vigil.has_hung(None, 1, 0) for _ in range(20))
+
+
+def test_endless_work_that_nobody_asked_for_is_a_hang() -> None:
+    """After five minutes of looks in a row; a request, or a rest, begins anew."""
+    vigil = Vigil()
+    looks = [vigil.has_hung(n * 5.0, 0, 0) for n in range(61)]
+
+    assert looks == [False] * 60 + [True]
+    vigil = Vigil()
+    assert not any(vigil.has_hung(n * 5.0, n % 50 == 0, 0) for n in range(200))
+    vigil = Vigil()
+    assert not any(vigil.has_hung(n * 0.2, 0, 0) for n in range(200))

@@ -13,6 +13,7 @@ from stoker.store.gguf import read_header
 from stoker.types import Capability
 from tests.fakes.gguf_files import (
     BOOL,
+    F32,
     I32,
     STRING,
     U32,
@@ -222,3 +223,13 @@ def test_what_is_not_a_model_has_no_facts() -> None:
         header = read_header(io.BytesIO(data), len(data))
         with pytest.raises(GgufError, match="not a model"):
             model_facts(header, len(data))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_list_of_floats_is_no_list_of_layers(number: float) -> None:
+    """What is no number at all in a file of a stranger is passed over, not tripped over."""
+    made = tiny()
+    made.kv["llama.attention.sliding_window"] = scalar(U32, 4)
+    made.kv["llama.attention.sliding_window_pattern"] = array(F32, [number, number])
+
+    assert facts_of(made).sliding_layers is None

@@ -405,3 +405,14 @@ def test_constants_of_the_builder_are_those_of_the_format() -> None:
     """The builder and the reader were written apart; a slip in one must not hide in both."""
     assert (U8, U16, U32, I32, F32, BOOL, STRING, ARRAY) == (0, 2, 4, 5, 6, 7, 8, 9)
     assert string("ab") == b"\x02\0\0\0\0\0\0\0ab"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1.0])
+@pytest.mark.parametrize("key", ["block_count", "attention.head_count_kv"])
+def test_a_list_of_floats_where_whole_numbers_belong(key: str, number: float) -> None:
+    """Refused with the reason, whatever the floats are."""
+    made = tiny()
+    made.kv[f"llama.{key}"] = array(F32, [number, number])
+
+    with pytest.raises(GgufError, match="not a whole number"):
+        read(made.build())

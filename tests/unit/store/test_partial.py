@@ -14,6 +14,7 @@ import pytest
 
 from stoker.errors import DiskFull, InternalError, ModelInUse, SizeMismatch, StoreError
 from stoker.store import disk
+from stoker.store import partial as partial_module
 from stoker.store.partial import Partial, PartialKey
 from stoker.store.store import Store
 from stoker.store.verify import Expected
@@ -332,6 +333,37 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_last_one(
         assert partial.bytes_done == 1000
 
 
+def test_a_full_disk_gives_up_some_bytes_to_record_the_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without room for even the record, all that came since the last one would be lost."""
+    monkeypatch.setattr(partial_module, "_RECORD_ROOM_BYTES", 100)
+    sound = disk.write_file
+    shortened: list[int] = []
+
+    def only_after_a_cut(path: Path, data: bytes, temporary: str) -> None:
+        if not shortened:
+            failing(errno.ENOSPC)()
+        sound(path, data, temporary)
+
+    def cut(descriptor: int, size: int) -> None:
+        shortened.append(size)
+        os.ftruncate(descriptor, size)
+
+    with monkeypatch.context() as broken, store.partial(KEY) as partial:
+        partial.write(0, DATA[:1000])
+        partial.write(2000, DATA[2000:3000])
+        broken.setattr(disk, "write_file", only_after_a_cut)
+        broken.setattr(disk, "truncate", cut)
+        with pytest.raises(DiskFull):
+            partial.checkpoint()
+
+    with store.partial(KEY) as partial:
+        assert partial.bytes_done == 1900
+        fill(partial)
+        assert partial.observed().digest == digest_of(DATA)
+
+
 def test_a_file_too_big_for_the_file_system_is_said_so(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -484,3 +516,14 @@ def test_a_sidecar_never_promises_bytes_that_are_not_on_the_medium(
 
     assert steps[0] == "sync_file"
     assert steps[-3:] == ["sync_file", "rename", "sync_folder"]
+
+
+def test_hashing_goes_in_steps(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a pull of many gigabytes can be paused while its bytes are read back."""
+    monkeypatch.setattr(partial_module, "_HASH_STEP_BYTES", 4000)
+    monkeypatch.setattr(disk, "READ_BYTES", 1000)
+    with store.partial(KEY) as partial:
+        fill(partial)
+
+        assert [partial.advance_hash() for _ in range(4)] == [True, True, False, False]
+        assert partial.observed().digest == digest_of(DATA)

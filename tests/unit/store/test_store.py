@@ -363,16 +363,24 @@ def test_a_manifest_that_does_not_fit_is_reported(
 
 
 def test_only_unnamed_old_blobs_are_pruned(store: Store, clock: Clock, tmp_path: Path) -> None:
+    """Also those of a pull that was given up since the daemon started."""
     put_model(store)
     admit(store, OTHER)
-    again = Store(tmp_path / "store", now=clock)  # the pull that admitted it is long gone
-    again.open()
     stored_at = clock().fromtimestamp(
         store.path(digest_of(OTHER)).stat().st_ctime, tz=clock().tzinfo
     )
 
-    assert again.prune(stored_at - timedelta(days=1)) == 0
-    assert again.prune(stored_at + timedelta(days=1)) == len(OTHER)
+    assert store.prune(stored_at - timedelta(days=1)) == 0
+    assert store.prune(stored_at + timedelta(days=1)) == len(OTHER)
+    assert blobs(tmp_path) == {digest_of(MODEL).hex}
+
+
+def test_only_blobs_of_no_model_are_dropped(store: Store, tmp_path: Path) -> None:
+    put_model(store)
+    admit(store, OTHER)
+
+    assert store.drop_unnamed([digest_of(MODEL), digest_of(OTHER)]) == len(OTHER)
+
     assert blobs(tmp_path) == {digest_of(MODEL).hex}
 
 

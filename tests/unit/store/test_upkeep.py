@@ -19,8 +19,9 @@ from stoker.errors import (
     StoreError,
 )
 from stoker.store import disk, quarantine
-from stoker.store.manifest import FileRole, Manifest
+from stoker.store.manifest import FileRole, Manifest, ManifestFile
 from stoker.store.store import FileResult, Store
+from stoker.store.upkeep import Upkeep
 from tests.fakes.gguf_files import (
     tiny_gguf,
     tiny_mmproj,
@@ -355,11 +356,83 @@ def test_the_quarantine_is_bounded_in_size(
 def test_the_quarantine_is_bounded_in_age(store: Store, tmp_path: Path, clock: Clock) -> None:
     refuse(store, b"old")
     folder = tmp_path / "store/quarantine"
-    for path in folder.iterdir():
-        os.utime(path, (0, 0))
-    clock.forward(seconds=1)
+    clock.forward(days=15)
     refuse(store, b"new")
 
     assert store.prune_quarantine(clock() - timedelta(days=14)) == 2
 
     assert [path.read_bytes() for path in folder.glob("*.bin")] == [b"new"]
+
+
+def test_a_bad_blob_is_kept_as_long_as_a_bad_download(
+    store: Store, tmp_path: Path, clock: Clock
+) -> None:
+    """Its age counts from when it was put aside, however old its file is."""
+    manifest = put_model(store)
+    path = store.path(manifest.files[0].digest)
+    flip_byte(path)
+    os.utime(path, (0, 0))
+    verify(store, manifest)
+
+    assert store.prune_quarantine(clock() - timedelta(days=14)) == 0
+    assert len(set_aside(tmp_path)) == 1
+
+
+# --- two at the same time --------------------------------------------------------------------
+
+
+def test_a_repair_during_a_verification_stands(store: Store, tmp_path: Path) -> None:
+    """The bad bytes that are being hashed say nothing about the good ones that replace them."""
+    manifest = put_model(store)
+    path = store.path(manifest.files[0].digest)
+    flip_byte(path)
+    touch(path)
+
+    results = list(store.verify(manifest, lambda _bytes: repair(store), lambda: False))
+
+    assert [result.ok for result in results] == [True]
+    assert not store.list()[0].damaged
+    assert path.read_bytes() == MODEL
+    assert set_aside(tmp_path) == []
+
+
+def repair(store: Store) -> None:
+    admit(store, MODEL)
+
+
+def test_a_model_removed_during_its_repair_stays_removed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = put_model(store)
+    flip_byte(store.path(manifest.files[0].digest))
+    verify(store, manifest)
+    look = Upkeep.finding
+
+    def finding(self: Upkeep, file: ManifestFile) -> str | None:
+        found = look(self, file)
+        store.remove(manifest.id)
+        return found
+
+    monkeypatch.setattr(Upkeep, "finding", finding)
+    admit(store, MODEL)
+
+    assert store.list() == []
+
+
+def test_damage_found_by_another_is_not_forgotten(store: Store) -> None:
+    """A long verification ends; what was found meanwhile in a file it had passed still counts."""
+    one = put_model(store)
+    projector = tiny_mmproj()
+    admit(store, projector, FileRole.MMPROJ)
+    both = manifest_of(
+        file_of(MODEL), file_of(projector, "mmproj.gguf", FileRole.MMPROJ), model="both"
+    )
+    store.commit(both)
+    slow = store.verify(both, lambda _bytes: None, lambda: False)
+    assert next(slow).ok
+    flip_byte(store.path(one.files[0].digest))
+    verify(store, one)
+
+    assert [result.ok for result in slow] == [True]
+
+    assert store.find("both").damaged
