@@ -100,6 +100,7 @@ class StatusView(Wire):
     models: tuple[ModelView, ...]
     resources: ResourcesView
     pulls: tuple[PullView, ...] = ()
+    problems: tuple[str, ...] = ()  # of the store: damaged models, unreadable manifests
 
 
 # --- the store -------------------------------------------------------------------------------

@@ -257,6 +257,7 @@ class FailureKind(StrEnum):
     UNSUPPORTED_ARCHITECTURE = "unsupported_architecture"
     BACKEND = "backend"
     ASSERT = "assert"
+    CRASH = "crash"
     KILLED = "killed"
     UNKNOWN = "unknown"
 

@@ -44,6 +44,10 @@ def test_verify_finds_a_flipped_byte_and_the_model_is_not_served(
     with pytest.raises(openai.APIStatusError) as caught:
         api.chat.completions.create(model="starter", messages=[{"role": "user", "content": "hi"}])
     assert caught.value.code == "blob_damaged"
+    assert "starter is damaged" in daemon.cli("status").stdout
+    doctor = daemon.cli("doctor")
+    assert doctor.returncode == 1
+    assert "starter is damaged" in doctor.stdout
 
 
 def test_a_changed_blob_is_noticed_before_a_load(daemon: Daemon, api: openai.OpenAI) -> None:

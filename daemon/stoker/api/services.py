@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from stoker import __version__
@@ -49,4 +49,11 @@ class Services:
             models=self.lifecycle.views(),
             resources=probe.resources(),
             pulls=tuple(self.puller.list()),
+            problems=tuple(self._problems()),
         )
+
+    def _problems(self) -> Iterator[str]:
+        yield from self.store.problems()
+        for manifest in self.store.list():
+            if manifest.damaged:
+                yield f"{manifest.id} is damaged and is not served; pull it again to repair it"

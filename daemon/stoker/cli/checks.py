@@ -60,7 +60,9 @@ def check_daemon(wishes: Settings | None) -> list[Finding]:
     except errors.StokerError as error:
         return [Finding("fail", "daemon", error.message, error.hint)]
     if status is not None:
-        return [_running(status)]
+        repair = "Pull the model again; what is sound of it is reused."
+        damage = [Finding("fail", "store", text, repair) for text in status.problems]
+        return [_running(status), *damage]
     findings = [Finding("warn", "daemon", "it is not running", errors.DaemonNotRunning.hint)]
     if wishes is not None and wishes.port and not port_is_free(wishes.host, wishes.port):
         text = f"port {wishes.port} is taken by another program"

@@ -11,7 +11,7 @@ import typer
 
 from stoker import errors, paths
 from stoker.cli import connection, logfile, process, progress
-from stoker.cli.output import clean, duration, pairs, plural, print_json, size, table
+from stoker.cli.output import clean, clean_line, duration, pairs, plural, print_json, size, table
 
 if TYPE_CHECKING:
     from stoker.schemas import ModelView, PullView, StatusView
@@ -101,6 +101,8 @@ def status(
     if view.pulls:
         print()
         print(_pull_table(view.pulls))
+    for problem in view.problems:
+        print(f"\nProblem: {clean_line(problem)}")
 
 
 def _headline(view: StatusView) -> str:

@@ -47,6 +47,7 @@ _TEXT: Final = {
     FailureKind.UNSUPPORTED_ARCHITECTURE: "The engine does not know this kind of model.",
     FailureKind.BACKEND: "The engine's compute backend failed.",
     FailureKind.ASSERT: "The engine stopped itself after an internal error.",
+    FailureKind.CRASH: "The engine crashed.",
     FailureKind.KILLED: "The engine was killed, by the system or by hand.",
     FailureKind.UNKNOWN: "The engine ended without saying why.",
 }
@@ -59,6 +60,8 @@ _HINT: Final = {
     " models need a newer runtime.",
     FailureKind.BACKEND: "`stoker doctor` says what this machine lacks.",
     FailureKind.ASSERT: "Send the request again; if it repeats, report it with `stoker logs`.",
+    FailureKind.CRASH: "Send another request; if this one crashes it again, report it with"
+    " `stoker logs`.",
     FailureKind.KILLED: "Memory may have run out: close other programs, or choose a smaller model.",
     FailureKind.UNKNOWN: "Send the request again; `stoker logs` has the engine's last words.",
 }
@@ -81,8 +84,10 @@ def _from_status(returncode: int | None) -> FailureKind:
     # Windows has neither of these names.
     if number in {getattr(signal, name, None) for name in ("SIGKILL", "SIGTERM")}:
         return FailureKind.KILLED
-    if number in {getattr(signal, name, None) for name in ("SIGILL", "SIGSEGV", "SIGBUS")}:
+    if number == getattr(signal, "SIGILL", None):  # an instruction that this CPU lacks
         return FailureKind.BACKEND
+    if number in {getattr(signal, name, None) for name in ("SIGSEGV", "SIGBUS", "SIGFPE")}:
+        return FailureKind.CRASH
     return FailureKind.UNKNOWN
 
 

@@ -44,7 +44,7 @@ def test_the_cause_wins_over_the_consequence() -> None:
         (-signal.SIGKILL, FailureKind.KILLED),
         (-signal.SIGTERM, FailureKind.KILLED),
         (-signal.SIGABRT, FailureKind.ASSERT),
-        (-signal.SIGSEGV, FailureKind.BACKEND),
+        (-signal.SIGSEGV, FailureKind.CRASH),
         (-signal.SIGILL, FailureKind.BACKEND),
         (1, FailureKind.UNKNOWN),
         (None, FailureKind.UNKNOWN),
