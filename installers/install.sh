@@ -361,7 +361,7 @@ models = json.load(sys.stdin)
 print(max(models, key=lambda model: model["verified_at"] or "")["id"])'
 }
 
-question='Say hello in one short sentence.'
+question='What is the capital of France?' # a small model knows it, and everybody can check it
 if [ -n "$model" ] && [ -n "$start_daemon" ]; then
     if id=$(model_id "$model"); then
         say "  the model $id: already there"
@@ -373,7 +373,7 @@ if [ -n "$model" ] && [ -n "$start_daemon" ]; then
     fi
     say ""
     say "> $question"
-    stoker run "$id" --max-tokens 60 "$question" </dev/null ||
+    stoker run "$id" --temperature 0 --max-tokens 60 "$question" </dev/null ||
         fail "the model $id did not answer, but Stoker is there and runs." "See: $command logs"
 fi
 
