@@ -361,7 +361,7 @@ models = json.load(sys.stdin)
 print(max(models, key=lambda model: model["verified_at"] or "")["id"])'
 }
 
-question='What is the capital of France?' # a small model knows it, and everybody can check it
+question='What is the capital of France? Answer in one short sentence.' # anybody can check it
 if [ -n "$model" ] && [ -n "$start_daemon" ]; then
     if id=$(model_id "$model"); then
         say "  the model $id: already there"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 import time
 
 import openai
@@ -11,6 +13,7 @@ import psutil
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
+from stoker.errors import StokerError
 from stoker.types import ModelState
 from tests.fakes.daemon import Daemon, assert_gone
 
@@ -61,6 +64,29 @@ def test_killed_daemon_leaves_no_worker(api: openai.OpenAI, daemon: Daemon) -> N
     _wait_for(daemon, ModelState.READY)
     left = list(daemon.paths.run.glob("w-*.sock"))
     assert len(left) == 1
+
+
+def test_daemon_killed_while_loading_leaves_no_worker(daemon: Daemon) -> None:
+    """Three times in a row: a worker that is still loading goes, too, and the next start works."""
+    for _ in range(3):
+        loading = threading.Thread(target=_load_and_lose, args=(daemon,))
+        loading.start()
+        deadline = time.monotonic() + 20
+        while not (workers := daemon.workers()):
+            assert time.monotonic() < deadline
+        daemon.kill()
+        loading.join(20)
+
+        assert_gone(workers)
+        daemon.start()
+
+    with daemon.client() as client:
+        assert client.load("starter").state is ModelState.READY
+
+
+def _load_and_lose(daemon: Daemon) -> None:
+    with daemon.client() as client, contextlib.suppress(StokerError):
+        client.load("starter")
 
 
 def test_restart_restores_what_served_last(daemon: Daemon, api: openai.OpenAI) -> None:

@@ -300,8 +300,8 @@ def test_an_answer_a_failing_upgrade_and_no_process_left(
         )
         assert done.returncode == 0, done.stdout + done.stderr
         question, answer = done.stdout.partition("\n> ")[2].splitlines()[:2]
-        assert question.endswith("?")
-        assert answer.strip()
+        assert "capital of France" in question
+        assert "Paris" in answer
         assert "http://127.0.0.1:" in done.stdout
 
         _set_version(checkout, "99.0.0")
