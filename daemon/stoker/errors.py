@@ -21,6 +21,7 @@ StokerError
 │   ├── ScanRefused             the Hub's scanners call the file unsafe or suspicious
 │   ├── TemplateRefused         a chat template that no user should run
 │   ├── FileKindRefused         a file kind that Stoker never downloads
+│   ├── AutostartBlocked        the user switched start at login off in the system itself
 │   └── RedirectRefused         a server sent us somewhere it must not
 ├── SourceError             the remote side
 │   ├── SourceUnreachable       no answer, or cut too often
@@ -50,12 +51,14 @@ StokerError
 │   ├── MemoryShort             does not fit in the memory that is free
 │   ├── QueueFull               too many requests are waiting
 │   ├── WaitTimeout             waited too long for a model
+│   ├── ServerOff               the server is switched off
 │   └── ShuttingDown            the daemon is stopping
 └── DaemonError             the daemon itself, as its clients see it
     ├── DaemonNotRunning
     ├── DaemonAlreadyRunning
     ├── DaemonNotReady          started, but did not answer in time
     ├── PortTaken
+    ├── AutostartFailed         the system's service manager did not do what was asked
     └── InternalError           our bug
 """
 
@@ -186,6 +189,11 @@ class TemplateRefused(RefusedError):
 class FileKindRefused(RefusedError):
     code = "file_kind_refused"
     hint = "Stoker runs GGUF files only; choose a repository that holds one."
+
+
+class AutostartBlocked(RefusedError):
+    code = "autostart_blocked"
+    hint = "It was switched off in the system's own settings; switch it on there."
 
 
 class RedirectRefused(RefusedError):
@@ -346,6 +354,11 @@ class WaitTimeout(CapacityError):
     code = "wait_timeout"
 
 
+class ServerOff(CapacityError):
+    code = "server_off"
+    hint = "Switch it on with `stoker server on`."
+
+
 class ShuttingDown(CapacityError):
     code = "shutting_down"
     hint = "Start Stoker again with `stoker start`."
@@ -375,6 +388,11 @@ class DaemonNotReady(DaemonError):
 class PortTaken(DaemonError):
     code = "port_taken"
     hint = "Stop the other program, or choose a port: `stoker config set port 4329`."
+
+
+class AutostartFailed(DaemonError):
+    code = "autostart_failed"
+    hint = "See `stoker autostart status`; Stoker itself runs without it: `stoker start`."
 
 
 class InternalError(DaemonError):

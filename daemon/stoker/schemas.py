@@ -37,6 +37,7 @@ class DaemonView(Wire):
     pid: int
     uptime_s: float
     home: str
+    update: str | None = None  # a newer version; known only when the user turned the check on
 
 
 class ServerView(Wire):
@@ -65,6 +66,7 @@ class ModelView(Wire):
     in_flight: int = 0
     queued: int = 0
     expires_in_s: float | None = None
+    load_s: float | None = None  # how long its last load took
     error: ErrorView | None = None
 
 
@@ -169,6 +171,27 @@ class RemovedView(Wire):
     bytes_freed: int
 
 
+class FreedView(Wire):
+    """What "free memory now" did: the idle models that were unloaded, and their memory."""
+
+    models: tuple[str, ...]
+    bytes_freed: int
+
+
+class OfferView(Wire):
+    """A model of the catalogue, judged for this machine at this moment."""
+
+    name: str
+    title: str
+    summary: str
+    licence: str
+    bytes: int  # to download
+    memory_bytes: int  # to run, with a context of 8,192 tokens
+    fits: bool  # in the memory that is free now
+    quick: bool  # with this machine's processor
+    stored: bool
+
+
 class DoneView(Wire):
     """The answer of a call that has nothing else to say."""
 
@@ -196,6 +219,12 @@ class ModelRequest(Wire):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Annotated[str, Field(min_length=1, max_length=300)]
+
+
+class ServerRequest(Wire):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool
 
 
 class VerifyRequest(Wire):
@@ -237,11 +266,32 @@ class StoreChanged(Wire):
     change: Literal["added", "removed", "damaged", "verified"]
 
 
+class ServerChanged(Wire):
+    """The endpoint was switched on or off."""
+
+    type: Literal["server"] = "server"
+    server: ServerView
+
+
+class DaemonChanged(Wire):
+    """A newer version was found."""
+
+    type: Literal["daemon"] = "daemon"
+    daemon: DaemonView
+
+
 class Goodbye(Wire):
     type: Literal["goodbye"] = "goodbye"
 
 
 Event = Annotated[
-    Snapshot | ModelChanged | PullChanged | ResourcesSampled | StoreChanged | Goodbye,
+    Snapshot
+    | ModelChanged
+    | PullChanged
+    | ResourcesSampled
+    | StoreChanged
+    | ServerChanged
+    | DaemonChanged
+    | Goodbye,
     Field(discriminator="type"),
 ]

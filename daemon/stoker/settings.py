@@ -25,8 +25,8 @@ from pydantic_settings import (
 from stoker.errors import BadSetting
 
 PREFIX: Final = "STOKER_"
-# Not settings: they say where the settings are, or belong to the installer.
-_RESERVED: Final = frozenset({"STOKER_HOME", "STOKER_PREFIX"})
+# Not settings: they say where the settings are, or how the program was started (its launcher).
+_RESERVED: Final = frozenset({"STOKER_HOME", "STOKER_PREFIX", "STOKER_COMMAND"})
 
 MIB: Final = 1024 * 1024
 
@@ -80,6 +80,10 @@ class Settings(BaseSettings):
         description="Memory left for others; unset: 10 %, at least 1 GiB, at most a quarter.",
     )
     offline: bool = Field(default=False, description="Never use the network.")
+    update_check: bool = Field(
+        default=False,
+        description="Look once a day whether a newer version of Stoker is there.",
+    )
     hub_endpoint: str = Field(
         "https://huggingface.co", description="Hugging Face Hub or a mirror of it."
     )
