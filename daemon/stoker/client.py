@@ -29,10 +29,13 @@ from stoker.schemas import (
     DoneView,
     ErrorView,
     Event,
+    FreedView,
     Goodbye,
     ModelView,
+    OfferView,
     PullView,
     RemovedView,
+    ServerView,
     StatusView,
     StoredModelView,
     VerifyProgress,
@@ -86,9 +89,18 @@ class StokerClient:
         """Ask the daemon to stop; it goes on for as long as running requests may take."""
         self._call(DoneView, "POST", "/stop")
 
-    def events(self) -> Generator[Event, None, None]:
-        """A snapshot, then every change. Ends after Goodbye; DaemonNotRunning when cut."""
-        with self._answer("GET", "/events", None, EVENT_S) as answer:
+    def server(self, enabled: bool) -> ServerView:  # noqa: FBT001  # as the API has it
+        """Switch the endpoint on or off; off takes as long as running requests may go on."""
+        body = {"enabled": enabled}
+        return self._call(ServerView, "POST", "/server", body, read_s=self._load_s())
+
+    def events(self, *, resources: bool = True) -> Generator[Event, None, None]:
+        """A snapshot, then every change. Ends after Goodbye; DaemonNotRunning when cut.
+
+        Without ``resources`` the daemon takes no samples of this machine for this client.
+        """
+        path = "/events" if resources else "/events?resources=false"
+        with self._answer("GET", path, None, EVENT_S) as answer:
             for line in _lines(answer):
                 event = _event(line[6:]) if line.startswith(b"data: ") else None
                 if event is None:
@@ -116,6 +128,18 @@ class StokerClient:
         """Return when the model is ready."""
         body = {"model": model, "keep_alive_s": keep_alive_s}
         return self._call(ModelView, "POST", "/load", body, read_s=self._load_s())
+
+    def use(self, model: str) -> ModelView:
+        """Load it and let all other models go; return when it is ready."""
+        return self._call(ModelView, "POST", "/use", {"model": model}, read_s=self._load_s())
+
+    def free(self) -> FreedView:
+        """Unload every idle model that is not pinned; return when their memory is free."""
+        return self._call(FreedView, "POST", "/free", read_s=self._load_s())
+
+    def catalogue(self) -> list[OfferView]:
+        """The models known by a short name, the best for this machine first."""
+        return self._call_list(OfferView, "/catalogue")
 
     def unload(self, model: str) -> ModelView:
         """Return when its worker is gone."""

@@ -7,6 +7,7 @@ database that is broken, locked or read-only; that is logged, and the row is los
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -102,6 +103,11 @@ class History:
             for kind, name, at, seconds, result in rows
         ]
 
+    async def load_seconds(self) -> dict[str, float]:
+        """How long the last good load of each model took."""
+        nothing: list[tuple[str, float]] = []
+        return dict(await self._call(self._select_loads, nothing))
+
     async def prune(self, older_than: datetime) -> int:
         """Delete what ended before; the count of rows deleted."""
         at = older_than.timestamp()
@@ -142,6 +148,21 @@ class History:
             return 0
         with self._connection:
             return self._connection.execute(statement, values).rowcount
+
+    def _select_loads(self) -> list[tuple[str, float]]:
+        if self._connection is None:
+            return []
+        # With MAX in a query, SQLite takes the other columns from that very row.
+        rows = self._connection.execute(
+            "SELECT name, seconds, MAX(id) FROM runs WHERE kind = ? AND result = ? GROUP BY name",
+            (Kind.LOAD.value, ModelState.READY.value),
+        )
+        # Anybody may write to the file, and SQLite holds a column to no type.
+        return [
+            (str(name), seconds)
+            for name, seconds, _ in rows
+            if isinstance(seconds, float) and math.isfinite(seconds)
+        ]
 
     def _select(self, kind: Kind | None, limit: int) -> list[Row]:
         if self._connection is None:
@@ -203,7 +224,7 @@ def _move_aside(path: Path) -> None:
 async def record_events(history: History, bus: EventBus) -> None:
     """Write down every load and pull that ends, until cancelled."""
     stopwatch = Stopwatch()
-    with bus.subscribe(watching=False) as subscription:
+    with bus.subscribe(client=False) as subscription:
         async for event in subscription:
             ended = stopwatch.on(event, time.monotonic()) if event is not None else None
             if ended is None:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
@@ -22,9 +22,11 @@ from apscheduler.executors.asyncio import AsyncIOExecutor
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
+from stoker import __version__, updates
+from stoker.errors import StokerError
 from stoker.events import EventBus
 from stoker.hardware import probe
-from stoker.history import History
+from stoker.history import History, Kind, Run
 from stoker.lifecycle.runtime import Lifecycle
 from stoker.pull.puller import Puller
 from stoker.schemas import ResourcesSampled
@@ -39,6 +41,8 @@ QUARANTINE_DAYS: Final = 30  # long enough to look at what failed, short enough 
 ORPHAN_DAYS: Final = 7  # as long as an unfinished download is kept
 SCRUB_IDLE_S: Final = 300.0  # nobody comes back within a breath
 SCRUB_LOOK_S: Final = 1.0  # how fast a scrub makes room for a person
+UPDATES: Final = "updates"  # its rows in the history say when it asked last
+UPDATE_REST_S: Final = 20 * 3600.0  # at most once a day, however often the daemon starts
 STOP_S: Final = 10.0  # a hashing thread sees its flag within one chunk
 
 
@@ -57,6 +61,7 @@ class JobServices(Protocol):
     def bus(self) -> EventBus: ...
     @property
     def history(self) -> History: ...
+    def found_update(self, version: str | None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,12 @@ def cutoff(now: datetime, days: float) -> datetime:
         return now - timedelta(days=days)
     except OverflowError:
         return datetime.min.replace(tzinfo=UTC)
+
+
+def last_answer(runs: Sequence[Run], now: datetime) -> str | None:
+    """What the update check was told last, when that is too new to ask again."""
+    since = cutoff(now, UPDATE_REST_S / DAY_S)
+    return next((run.result for run in runs if run.name == UPDATES and run.at > since), None)
 
 
 # --- jobs ------------------------------------------------------------------------------------
@@ -173,6 +184,24 @@ def _on_battery() -> bool:
     return battery is not None and battery.power_plugged is False
 
 
+async def look_for_update(services: JobServices) -> str | None:
+    """Ask whether a newer version is there, if the user wants that; the answer is a row to read."""
+    if not services.settings.update_check or services.settings.offline:
+        return None
+    told = last_answer(await services.history.recent(Kind.JOB, 1000), datetime.now(UTC))
+    if told is not None:
+        version = told.partition(" ")[0]
+        services.found_update(version if updates.newer(__version__, version) else None)
+        return None
+    try:
+        found = await updates.look()
+    except StokerError as error:
+        log.info("update_check_failed", code=error.code, error=error.message)
+        return None
+    services.found_update(found)
+    return f"{found} is there" if found else "nothing newer"
+
+
 # The two that run often share their moments: one wake-up of the process, not two.
 JOBS: Final = (
     Job("keep_alive", 5, 5, expire_idle_models),
@@ -182,6 +211,7 @@ JOBS: Final = (
     Job("orphans", DAY_S, 600, prune_orphans, first_s=300),
     Job("quarantine", DAY_S, 600, prune_quarantine, first_s=300),
     Job("history", DAY_S, 60, prune_history, first_s=300),
+    Job(UPDATES, DAY_S, 60, look_for_update, first_s=300),
 )
 
 

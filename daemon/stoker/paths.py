@@ -1,22 +1,19 @@
 """Where things live. Nothing else computes a base path.
 
 With ``STOKER_HOME`` set, everything is below that one folder; otherwise the platform's own data,
-config and state folders are used.
+config and state folders are used. What only some paths need is imported late: OpenSSL alone would
+cost the tray 4 MB.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-import platformdirs
 
 from stoker.errors import StoreUnsafe
 
@@ -79,6 +76,25 @@ class Paths:
         return self.state / "daemon.lock"
 
     @property
+    def tray_lock(self) -> Path:
+        """Held while a tray runs on this home."""
+        return self.run / "tray.lock"
+
+    @property
+    def tray_log(self) -> Path:
+        return self.logs / "tray.log"
+
+    @property
+    def tray_settings(self) -> Path:
+        """What the user chose in the tray's menu."""
+        return self.state / "tray.json"
+
+    @property
+    def tray_advice(self) -> Path:
+        """What the user was told about a desktop without icons, so that it is told once."""
+        return self.state / "tray-advice.txt"
+
+    @property
     def control_socket(self) -> Path:
         return self.run / "control.sock"
 
@@ -110,6 +126,8 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Paths:
     if home:
         root = Path(home).expanduser().absolute()
         return Paths(root, root, root / "state", _run_folder(root / "run"))
+    import platformdirs
+
     dirs = platformdirs.PlatformDirs("stoker", appauthor=False)
     state = Path(dirs.user_state_path)
     data, config = Path(dirs.user_data_path), Path(dirs.user_config_path)
@@ -120,8 +138,12 @@ def _run_folder(wanted: Path) -> Path:
     """The wanted folder, or a short one when a socket's path would not fit in it."""
     if len(os.fsencode(wanted / _LONGEST_SOCKET_NAME)) <= _MAX_SOCKET_PATH:
         return wanted
+    import hashlib
+
     key = hashlib.sha256(os.fsencode(wanted)).hexdigest()[:12]
     if sys.platform == "win32":
+        import tempfile
+
         return Path(tempfile.gettempdir()) / f"stoker-{key}"
     # Short, and the same in every session; the folder in it is ours alone, see `create`.
     return Path("/tmp") / f"stoker-{os.getuid()}-{key}"  # noqa: S108

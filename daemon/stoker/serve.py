@@ -12,19 +12,23 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.util import find_spec
+from typing import Final, TypeVar
 
 import anyio
 import structlog
 from anyio.abc import TaskStatus
 from filelock import FileLock, Timeout
 
-from stoker import __version__, logs, paths, sd_notify, settings
+from stoker import __version__, logs, paths, sd_listen, sd_notify, settings
+from stoker.api import server_state
 from stoker.api.control import create_control_app
-from stoker.api.endpoint import EndpointProtocol
+from stoker.api.endpoint import Endpoint
 from stoker.api.inference import create_inference_app
-from stoker.api.listen import bind_endpoint, listening
+from stoker.api.listen import listening
 from stoker.api.peer import PeerCheckedProtocol, bind_control
+from stoker.api.server_state import ServerState
 from stoker.api.services import Services
+from stoker.api.switch import ServerSwitch
 from stoker.engine.xllamacpp import XllamacppEngine
 from stoker.errors import DaemonAlreadyRunning, StoreUnsafe
 from stoker.events import EventBus
@@ -41,23 +45,32 @@ from stoker.store.store import Store
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
+_SWITCH_FILE: Final = "server.json"
+_STOP_MARGIN_S: Final = 60.0  # beyond the drain: workers end, sockets close
+
 
 def main(*, log_to_stderr: bool = False) -> None:
     """Serve until told to stop. Raises StokerError when it cannot start."""
+    inherited = sd_listen.take()
     places = paths.from_environment()
     places.create()
     wishes = settings.load(places.config_file)
     logs.configure(wishes.log_level, None if log_to_stderr else places.log_file)
-    with _only_instance(places):
+    with _only_instance(places), Endpoint(wishes.host, wishes.port, inherited) as endpoint:
         uvloop = sys.platform != "win32" and find_spec("uvloop") is not None
-        anyio.run(_serve, places, wishes, backend_options={"use_uvloop": uvloop})
+        anyio.run(_serve, places, wishes, endpoint, backend_options={"use_uvloop": uvloop})
 
 
-async def _serve(places: Paths, wishes: Settings) -> None:
+async def _serve(places: Paths, wishes: Settings, endpoint: Endpoint) -> None:
     stop = anyio.Event()
     async with AsyncExitStack() as stack:
-        endpoint = stack.enter_context(bind_endpoint(wishes.host, wishes.port))
-        services, jobs = await _build(places, wishes, endpoint.getsockname()[1], stop)
+        state = server_state.read(places.state / _SWITCH_FILE)
+        if state.enabled:
+            endpoint.claim()  # a taken port is told before anything slow is done
+        await stack.enter_async_context(_running(sd_notify.keep_alive))
+        services, jobs = await _patiently(_build(places, wishes, endpoint, state, stop))
         stack.push_async_callback(services.history.close)
         await stack.enter_async_context(_running(services.lifecycle.run))
         await stack.enter_async_context(_running(services.puller.run))
@@ -68,28 +81,42 @@ async def _serve(places: Paths, wishes: Settings) -> None:
                 protocol=PeerCheckedProtocol,
             )
         )
-        await stack.enter_async_context(
-            listening(create_inference_app(services), endpoint, protocol=EndpointProtocol)
-        )
+        await stack.enter_async_context(endpoint.running(create_inference_app(services)))
+        await services.server.start()
         stack.callback(services.bus.publish, Goodbye())
         stack.push_async_callback(services.lifecycle.drain, wishes.drain_timeout_s)
         await jobs.start()
         stack.push_async_callback(jobs.stop)
         await stack.enter_async_context(_signals(stop))
-        sd_notify.notify(f"READY=1\nSTATUS=Serving {services.base_url()}")
-        log.info("ready", version=__version__, pid=os.getpid(), base_url=services.base_url())
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(record_events, services.history, services.bus)
-            tasks.start_soon(services.lifecycle.restore)
-            await stop.wait()
-            tasks.cancel_scope.cancel()
-        sd_notify.notify("STOPPING=1")
+        await _until_stopped(services, endpoint, stop)
+        sd_notify.notify(sd_notify.time_to_stop(wishes.drain_timeout_s + _STOP_MARGIN_S))
         log.info("stopping")
     log.info("stopped")
 
 
+async def _until_stopped(services: Services, endpoint: Endpoint, stop: anyio.Event) -> None:
+    """Say that all is ready, bring back what was loaded, and wait for the end."""
+
+    def line() -> str:
+        return sd_notify.status_line(services.server.view(), services.lifecycle.states())
+
+    status = line()
+    sd_notify.notify(f"READY=1\nSTATUS={status}")
+    log.info("ready", version=__version__, pid=os.getpid(), **services.server.view().model_dump())
+    if endpoint.inherits:
+        await anyio.to_thread.run_sync(sd_notify.wait_until_read)
+        endpoint.may_refuse()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(record_events, services.history, services.bus)
+        tasks.start_soon(sd_notify.tell_status, services.bus, line, status)
+        if services.server.view().enabled:
+            tasks.start_soon(services.lifecycle.restore)
+        await stop.wait()
+        tasks.cancel_scope.cancel()
+
+
 async def _build(
-    places: Paths, wishes: Settings, port: int, stop: anyio.Event
+    places: Paths, wishes: Settings, endpoint: Endpoint, state: ServerState, stop: anyio.Event
 ) -> tuple[Services, Jobs]:
     """Every service, bottom up: the store and the facts first, what uses them after."""
     bus = EventBus()
@@ -107,22 +134,37 @@ async def _build(
         metrics=metrics,
         last_served=places.last_served,
     )
-    puller = Puller(store=store, settings=wishes, bus=bus, state_file=places.pulls)
-    host = f"[{wishes.host}]" if ":" in wishes.host else wishes.host
+    lifecycle.recall_load_times(await history.load_seconds())
     services = Services(
         settings=wishes,
         paths=places,
         store=store,
-        puller=puller,
+        puller=Puller(store=store, settings=wishes, bus=bus, state_file=places.pulls),
         lifecycle=lifecycle,
         bus=bus,
         metrics=metrics,
         history=history,
+        server=ServerSwitch(
+            endpoint=endpoint,
+            lifecycle=lifecycle,
+            bus=bus,
+            file=places.state / _SWITCH_FILE,
+            state=state,
+            drain_timeout_s=wishes.drain_timeout_s,
+        ),
         started_at=time.monotonic(),
-        base_url=lambda: f"http://{host}:{port}/v1",
         request_stop=stop.set,
     )
     return services, Jobs(services)
+
+
+async def _patiently(work: Coroutine[object, object, T]) -> T:
+    """Do it, and let a service manager know that it may take a while."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(sd_notify.extend_start)
+        result = await work
+        tasks.cancel_scope.cancel()
+    return result
 
 
 @asynccontextmanager

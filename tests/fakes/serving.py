@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import anyio
 import httpx2
 
-from stoker.api.endpoint import EndpointProtocol
+from stoker.api.endpoint import Endpoint
 from stoker.api.inference import create_inference_app
-from stoker.api.listen import bind_endpoint, listening
+from stoker.api.server_state import ServerState
 from stoker.api.services import Services
+from stoker.api.switch import ServerSwitch
 from stoker.engine.base import Engine
 from stoker.events import EventBus
 from stoker.hardware.facts import CpuFacts, HardwareFacts, LimitFacts, MemoryFacts
@@ -87,6 +89,7 @@ class Serving:
     engine: Any
     metrics: Metrics
     bus: EventBus
+    server: ServerSwitch
     home: Path
     free_bytes: list[int] = field(default_factory=list)  # the last: what workers may use in all
 
@@ -168,6 +171,15 @@ async def _running(
         metrics=metrics,
         last_served=home / "last-served.json",
     )
+    endpoint = Endpoint("127.0.0.1", 0)
+    server = ServerSwitch(
+        endpoint=endpoint,
+        lifecycle=lifecycle,
+        bus=bus,
+        file=home / "server.json",
+        state=ServerState(),
+        drain_timeout_s=wishes.drain_timeout_s,
+    )
     nothing = cast("Any", None)  # the endpoint uses neither pulls nor history nor paths
     services = Services(
         settings=wishes,
@@ -178,20 +190,30 @@ async def _running(
         bus=bus,
         metrics=metrics,
         history=nothing,
+        server=server,
         started_at=0,
-        base_url=lambda: "",
         request_stop=lambda: None,
     )
     async with anyio.create_task_group() as tasks:
         await tasks.start(lifecycle.run)
-        with bind_endpoint("127.0.0.1", 0) as listener:
-            port = listener.getsockname()[1]
-            app = create_inference_app(services)
-            async with listening(app, listener, protocol=EndpointProtocol), _client(port) as client:
-                yield Serving(
-                    client, port, store, lifecycle, engine, metrics, bus, home, free_bytes
-                )
-                await lifecycle.drain(1)
+        with endpoint:
+            async with endpoint.running(create_inference_app(services)):
+                await server.start()
+                port = urlsplit(endpoint.base_url).port or 0
+                async with _client(port) as client:
+                    yield Serving(
+                        client=client,
+                        port=port,
+                        store=store,
+                        lifecycle=lifecycle,
+                        engine=engine,
+                        metrics=metrics,
+                        bus=bus,
+                        server=server,
+                        home=home,
+                        free_bytes=free_bytes,
+                    )
+                    await lifecycle.drain(1)
         tasks.cancel_scope.cancel()
 
 

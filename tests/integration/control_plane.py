@@ -13,16 +13,20 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.from_thread
 import httpx2
 
+from stoker.api import server_state
 from stoker.api.control import create_control_app
+from stoker.api.endpoint import Endpoint
+from stoker.api.inference import create_inference_app
 from stoker.api.listen import listening
 from stoker.api.peer import PeerCheckedProtocol, bind_control
 from stoker.api.services import Services
+from stoker.api.switch import ServerSwitch
 from stoker.client import StokerClient
 from stoker.errors import StokerError
 from stoker.events import EventBus
@@ -32,7 +36,7 @@ from stoker.lifecycle.runtime import Lifecycle
 from stoker.metrics import Metrics
 from stoker.paths import Paths, from_environment
 from stoker.pull.puller import Puller
-from stoker.schemas import Goodbye, PullView
+from stoker.schemas import Event, Goodbye, PullView
 from stoker.settings import Settings
 from stoker.store.manifest import Manifest
 from stoker.store.store import FileResult, Store
@@ -102,6 +106,10 @@ class ControlPlane:
     def client(self) -> StokerClient:
         return StokerClient(self.paths)
 
+    @property
+    def base_url(self) -> str:
+        return self.services.server.view().base_url
+
     def add(self, name: str = "tiny", *, seed: int = 0, padding: int = 0) -> Path:
         """Pull a small model file under a name; the path of its blob."""
         source = self.paths.data / f"{name}.gguf"
@@ -114,6 +122,32 @@ class ControlPlane:
 
     def blob(self, name: str) -> Path:
         return self.store.path(self.store.find(name).files[0].digest)
+
+
+class Listener:
+    """Collects events in a thread until the stream ends."""
+
+    def __init__(self, plane: ControlPlane, *, resources: bool = True) -> None:
+        self.events: list[Event] = []
+        self._plane = plane
+        self._resources = resources
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+        wait_for(lambda: self.events or None)
+
+    def _listen(self) -> None:
+        with self._plane.client() as client:
+            for event in client.events(resources=self._resources):
+                self.events.append(event)
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def end(self) -> None:
+        """The goodbye ends it, as at the end of the daemon."""
+        self._plane.portal.call(self._plane.services.bus.publish, Goodbye())
+        self._thread.join(10)
+        assert not self._thread.is_alive()
 
 
 def ended(view: PullView) -> PullView | None:
@@ -141,16 +175,14 @@ def flip_a_byte(blob: Path) -> None:
 
 
 @contextmanager
-def control_plane(
-    *, base_url: Callable[[], str] = lambda: "http://127.0.0.1:4328/v1", **settings: object
-) -> Iterator[ControlPlane]:
-    """Serve on the home that STOKER_HOME names, until the block ends."""
+def control_plane(**settings: object) -> Iterator[ControlPlane]:
+    """Serve on the home that STOKER_HOME names, until the block ends; the endpoint on any port."""
     places = from_environment()
     places.create()
     with (
         anyio.from_thread.start_blocking_portal("asyncio", {"use_uvloop": True}) as portal,
         portal.wrap_async_context_manager(
-            _serving(places, portal, Settings(**settings), base_url)  # type: ignore[arg-type]
+            _serving(places, portal, Settings(**{"port": 0, **settings}))  # type: ignore[arg-type]
         ) as plane,
     ):
         yield plane
@@ -163,12 +195,21 @@ async def _no_network(request: httpx2.Request) -> httpx2.Response:
     raise StokerError("unreachable")
 
 
+def _puller(places: Paths, store: Store, settings: Settings, bus: EventBus) -> Puller:
+    return Puller(
+        store=store,
+        settings=settings,
+        bus=bus,
+        state_file=places.pulls,
+        client_factory=lambda: httpx2.AsyncClient(transport=httpx2.MockTransport(_no_network)),
+    )
+
+
 @asynccontextmanager
 async def _serving(
     places: Paths,
     portal: anyio.from_thread.BlockingPortal,
     settings: Settings,
-    base_url: Callable[[], str],
 ) -> AsyncIterator[ControlPlane]:
     bus, metrics, clock, stops = EventBus(), Metrics(), Clock(), list[str]()
     store = WatchedStore(places.store)
@@ -185,14 +226,17 @@ async def _serving(
         last_served=places.last_served,
         clock=clock,
     )
-    puller = Puller(
-        store=store,
-        settings=settings,
-        bus=bus,
-        state_file=places.pulls,
-        client_factory=lambda: httpx2.AsyncClient(transport=httpx2.MockTransport(_no_network)),
-    )
+    puller = _puller(places, store, settings, bus)
     async with AsyncExitStack() as stack:
+        endpoint = stack.enter_context(Endpoint(settings.host, settings.port))
+        server = ServerSwitch(
+            endpoint=endpoint,
+            lifecycle=lifecycle,
+            bus=bus,
+            file=places.state / "server.json",
+            state=server_state.read(places.state / "server.json"),
+            drain_timeout_s=settings.drain_timeout_s,
+        )
         history = await History.open(places.history)
         stack.push_async_callback(history.close)
         services = Services(
@@ -204,8 +248,8 @@ async def _serving(
             bus=bus,
             metrics=metrics,
             history=history,
+            server=server,
             started_at=time.monotonic(),
-            base_url=base_url,
             request_stop=lambda: stops.append("asked"),
         )
         tasks = await stack.enter_async_context(anyio.create_task_group())
@@ -218,5 +262,7 @@ async def _serving(
             protocol=PeerCheckedProtocol,
         )
         await stack.enter_async_context(control)
+        await stack.enter_async_context(endpoint.running(create_inference_app(services)))
+        await services.server.start()
         stack.callback(bus.publish, Goodbye())
         yield ControlPlane(places, portal, services, store, engine, clock, stops)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ from stoker.client import StokerClient
 from stoker.events import BACKLOG
 from stoker.paths import from_environment
 from stoker.schemas import (
-    Event,
     Goodbye,
     ModelChanged,
     PullChanged,
@@ -32,6 +30,7 @@ from stoker.schemas import (
 from stoker.types import ModelId, ModelState, PullState
 from tests.integration.control_plane import (
     ControlPlane,
+    Listener,
     control_plane,
     flip_a_byte,
     wait_for,
@@ -50,31 +49,6 @@ def plane(stoker_home: Path) -> Iterator[ControlPlane]:
 def client(plane: ControlPlane) -> Iterator[StokerClient]:
     with plane.client() as client:
         yield client
-
-
-class Listener:
-    """Collects events in a thread until the stream ends."""
-
-    def __init__(self, plane: ControlPlane) -> None:
-        self.events: list[Event] = []
-        self._plane = plane
-        self._thread = threading.Thread(target=self._listen)
-        self._thread.start()
-        wait_for(lambda: self.events or None)
-
-    def _listen(self) -> None:
-        with self._plane.client() as client:
-            for event in client.events():
-                self.events.append(event)
-
-    def of(self, kind: type[Any]) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kind)]
-
-    def end(self) -> None:
-        """The goodbye ends it, as at the end of the daemon."""
-        self._plane.portal.call(self._plane.services.bus.publish, Goodbye())
-        self._thread.join(10)
-        assert not self._thread.is_alive()
 
 
 @pytest.fixture
@@ -118,7 +92,8 @@ def test_status_shows_the_daemon_its_models_and_the_machine(
     assert (status.daemon.version, status.daemon.pid) == (__version__, os.getpid())
     assert status.daemon.uptime_s > 0
     assert status.daemon.home == str(plane.paths.data)
-    assert status.server.base_url == "http://127.0.0.1:4328/v1"
+    assert status.server.enabled
+    assert status.server.base_url == plane.base_url
     assert [(model.id, model.state) for model in status.models] == [("tiny", ModelState.UNLOADED)]
     assert status.resources.ram_total_bytes > 0
     assert [pull.state for pull in status.pulls] == [PullState.DONE]
@@ -178,6 +153,11 @@ def test_a_browser_is_refused_before_routing(plane: ControlPlane, header: str, p
         ("POST", "/pulls", b'{"reference": "::"}', 400, "bad_reference"),
         ("POST", "/pulls/none/pause", b"", 404, "pull_not_found"),
         ("GET", "/pulls/none", b"", 404, "pull_not_found"),
+        ("POST", "/use", b'{"model": "x"}', 404, "model_not_found"),
+        ("POST", "/use", b'{"model": "x", "keep_alive_s": 1}', 400, "bad_request"),
+        ("POST", "/server", b"{}", 400, "bad_request"),
+        ("POST", "/server", b'{"enabled": "perhaps"}', 400, "bad_request"),
+        ("GET", "/events?resources=perhaps", b"", 400, "bad_request"),
         ("GET", "/history?limit=0", b"", 400, "bad_request"),
         ("GET", "/history?kind=other", b"", 400, "bad_request"),
     ],
@@ -207,15 +187,15 @@ def test_an_unknown_model_names_those_that_there_are(
     assert "tiny" in caught.value.hint
 
 
-def test_a_fault_of_ours_is_told_without_its_insides(stoker_home: Path) -> None:
+def test_a_fault_of_ours_is_told_without_its_insides(
+    plane: ControlPlane, client: StokerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken() -> str:
         raise RuntimeError("secret detail")
 
-    with (
-        control_plane(base_url=broken) as plane,
-        plane.client() as client,
-        pytest.raises(errors.InternalError) as caught,
-    ):
+    monkeypatch.setattr(plane.services, "status", broken)
+
+    with pytest.raises(errors.InternalError) as caught:
         client.status()
 
     assert "secret" not in caught.value.message

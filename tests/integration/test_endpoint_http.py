@@ -11,7 +11,7 @@ import openai
 import pytest
 from anyio.to_thread import run_sync
 
-from stoker.api import endpoint
+from stoker.api import protocol
 from stoker.api.routes import ROUTES
 from stoker.types import ModelId, ModelState
 from tests.fakes.engine import Behaviour
@@ -254,14 +254,14 @@ async def test_what_is_not_a_request_is_refused_and_closed(data: bytes) -> None:
         answer = await run_sync(partial(raw_request, served.port, data))
 
         head, _, body = answer.partition(b"\r\n\r\n")
-        if len(data) < endpoint.MAX_HEAD_BYTES or answer:  # else it may be lost in the reset
+        if len(data) < protocol.MAX_HEAD_BYTES or answer:  # else it may be lost in the reset
             assert head.split()[1] in {b"400", b"403"}
             _error(json.loads(body))
 
 
 async def test_head_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slowloris: a connection that does not ask is closed."""
-    monkeypatch.setattr(endpoint, "_HEAD_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(protocol, "_HEAD_TIMEOUT_S", 0.1)
     async with serving() as served:
         with anyio.fail_after(5):
             answer = await run_sync(partial(raw_request, served.port, b"GET / HTTP/1.1\r\nX: "))

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -212,6 +212,49 @@ def test_names_cannot_break_out_of_the_path(places: Paths) -> None:
 
     assert daemon.requests[0].startswith(b"DELETE /models/owner/repo%3AQ4%3Fx%3D1%23y%20z HTTP")
     assert daemon.requests[1].startswith(b"GET /pulls/..%2Fmodels%2Fx HTTP")
+
+
+MODEL = {"id": "m", "state": "ready"}
+
+
+@pytest.mark.parametrize(
+    ("call", "request_", "body", "said"),
+    [
+        (
+            lambda client: client.server(enabled=False),
+            b"POST /server ",
+            {"enabled": False},
+            {"enabled": False, "base_url": "http://h/v1"},
+        ),
+        (lambda client: client.use("m"), b"POST /use ", {"model": "m"}, MODEL),
+        (lambda client: client.free(), b"POST /free ", None, {"models": ["m"], "bytes_freed": 9}),
+        (lambda client: client.catalogue(), b"GET /catalogue ", None, []),
+    ],
+)
+def test_a_call_asks_for_its_route(
+    places: Paths,
+    call: Callable[[StokerClient], object],
+    request_: bytes,
+    body: object,
+    said: object,
+) -> None:
+    with canned(places, answer(said)) as daemon, StokerClient(places) as client:
+        call(client)
+
+    head, _, sent = daemon.requests[0].partition(b"\r\n\r\n")
+    assert head.startswith(request_)
+    assert (json.loads(sent) if sent else None) == body
+
+
+@pytest.mark.parametrize(
+    ("resources", "path"), [(True, b"/events "), (False, b"/events?resources=false ")]
+)
+def test_samples_can_be_left_out(places: Paths, path: bytes, *, resources: bool) -> None:
+    raw = stream('data: {"type": "goodbye"}\n\n')
+    with canned(places, raw) as daemon, StokerClient(places) as client:
+        list(client.events(resources=resources))
+
+    assert daemon.requests[0].startswith(b"GET " + path)
 
 
 def test_events_come_typed_and_pings_and_unknown_kinds_are_skipped(places: Paths) -> None:

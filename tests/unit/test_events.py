@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from stoker.events import BACKLOG, EventBus, Subscription
-from stoker.schemas import Event, StoreChanged
+from stoker.schemas import Event, ResourcesSampled, ResourcesView, StoreChanged
 
 pytestmark = pytest.mark.anyio
 
@@ -106,3 +106,40 @@ async def test_the_bus_knows_whether_anyone_listens() -> None:
     with contextlib.suppress(KeyError), bus.subscribe():
         raise KeyError
     assert not bus.watched
+
+
+SAMPLE = ResourcesSampled(
+    resources=ResourcesView(cpu_percent=1, ram_used_bytes=2, ram_total_bytes=3)
+)
+
+
+async def test_samples_go_to_those_who_want_them() -> None:
+    """And everything else to everybody."""
+    bus = EventBus()
+
+    with bus.subscribe() as all_of_it, bus.subscribe(resources=False) as changes:
+        bus.publish(SAMPLE)
+        bus.publish(_event(1))
+
+        assert await _take(all_of_it, 2) == [SAMPLE, _event(1)]
+        assert await _take(changes, 1) == [_event(1)]
+
+
+@pytest.mark.parametrize(
+    ("wish", "listened", "watched"),
+    [
+        ({}, True, True),
+        ({"resources": False}, True, False),
+        ({"client": False}, False, False),
+    ],
+)
+def test_the_bus_knows_who_listens_to_what(
+    wish: dict[str, bool], *, listened: bool, watched: bool
+) -> None:
+    """Samples are taken for whoever wants them; the daemon's own records are nobody."""
+    bus = EventBus()
+
+    with bus.subscribe(**wish):
+        assert (bus.listened, bus.watched) == (listened, watched)
+
+    assert (bus.listened, bus.watched) == (False, False)

@@ -73,6 +73,23 @@ async def test_recent_can_be_narrowed(path: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_the_last_good_load_of_each_model_is_known(path: Path) -> None:
+    """Failed ones, later pulls and what is no number are left out."""
+    async with opened(path) as history:
+        await history.record_load("a", 9.0, "ready")
+        await history.record_load("a", 2.0, "ready")
+        await history.record_load("a", 60.0, "worker_failed")
+        await history.record_pull("a", 50.0, "ready")
+        await history.record_load("b", 1.5, "ready")
+        await history.record_load("c", 1.0, "memory_short")
+        with database(path) as other:
+            other.execute("INSERT INTO runs VALUES (99, 'load', 'd', 0, 'soon', 'ready')")
+            other.execute("INSERT INTO runs VALUES (98, 'load', 'e', 0, 9e999, 'ready')")
+
+        assert await history.load_seconds() == {"a": 2.0, "b": 1.5}
+
+
+@pytest.mark.anyio
 async def test_prune_drops_only_what_is_older(path: Path) -> None:
     async with opened(path) as history:
         await history.record_load("old", 1.0, "ready")

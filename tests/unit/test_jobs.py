@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,12 +12,13 @@ import anyio.lowlevel
 import pytest
 from apscheduler.events import EVENT_JOB_MAX_INSTANCES
 
-from stoker import jobs
+from stoker import jobs, updates
 from stoker.events import EventBus
-from stoker.history import History, Kind
-from stoker.jobs import JOBS, Job, Jobs, JobServices, cutoff, may_scrub
+from stoker.history import History, Kind, Run
+from stoker.jobs import JOBS, Job, Jobs, JobServices, cutoff, last_answer, may_scrub
 from stoker.schemas import ResourcesSampled
 from stoker.settings import Settings
+from tests.fakes.releases import Releases, release
 
 SOON_S = 0.01
 DEADLINE_S = 20
@@ -61,6 +62,10 @@ class Parts:
     calls: Calls = field(default_factory=Calls)
     bus: EventBus = field(default_factory=EventBus)
     settings: Settings = field(default_factory=Settings)
+    versions: list[str | None] = field(default_factory=list)
+
+    def found_update(self, version: str | None) -> None:
+        self.versions.append(version)
 
     @property
     def store(self) -> Calls:
@@ -317,3 +322,87 @@ async def test_no_scrub_while_somebody_works(parts: Parts) -> None:
 
     assert await jobs.scrub(parts.services()) is None
     assert parts.calls.asked == []
+
+
+# --- the update check ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Releases]:
+    with Releases() as found:
+        monkeypatch.setenv(updates.OVERRIDE, found.url)
+        yield found
+
+
+WANTED = Settings(update_check=True)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("wishes", [Settings(), Settings(update_check=True, offline=True)])
+async def test_nobody_is_asked_for_updates_unless_the_user_wants_it(
+    parts: Parts, page: Releases, wishes: Settings
+) -> None:
+    parts.settings = wishes
+
+    assert await jobs.look_for_update(parts.services()) is None
+
+    assert (page.asked, parts.versions) == ([], [])
+
+
+@pytest.mark.anyio
+async def test_a_newer_version_is_told_and_recorded(parts: Parts, page: Releases) -> None:
+    parts.settings = WANTED
+
+    result = await jobs.look_for_update(parts.services())
+
+    assert (result, parts.versions) == ("99.0.0 is there", ["99.0.0"])
+
+
+@pytest.mark.anyio
+async def test_no_newer_version_is_told_too(parts: Parts, page: Releases) -> None:
+    """One that was found before may have been withdrawn."""
+    parts.settings, page.body = WANTED, release("v0.0.1")
+
+    result = await jobs.look_for_update(parts.services())
+
+    assert (result, parts.versions) == ("nothing newer", [None])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("tag", "told"), [("v99.0.0", "99.0.0"), ("v0.0.1", None)])
+async def test_a_daemon_that_starts_often_asks_once_a_day(
+    parts: Parts, page: Releases, tag: str, told: str | None
+) -> None:
+    """And still knows the answer."""
+    parts.settings, page.body = WANTED, release(tag)
+    scheduler, check = Jobs(parts.services(), ()), job(jobs.look_for_update, name=jobs.UPDATES)
+
+    for _ in range(3):
+        await scheduler.run(check)
+
+    assert len(page.asked) == 1
+    assert parts.versions == [told] * 3
+    assert len(await parts.history.recent()) == 1
+
+
+@pytest.mark.anyio
+async def test_a_check_that_fails_tells_nothing_and_asks_again(
+    parts: Parts, page: Releases
+) -> None:
+    parts.settings, page.status = WANTED, 500
+
+    first = await jobs.look_for_update(parts.services())
+    page.status = 200
+    await jobs.look_for_update(parts.services())
+
+    assert (first, parts.versions) == (None, ["99.0.0"])
+
+
+def test_yesterdays_answer_is_too_old() -> None:
+    now = datetime(2030, 1, 2, 12, tzinfo=UTC)
+    other = Run(Kind.JOB, "scrub", now, 1.0, "m: sound")
+    early = Run(Kind.JOB, jobs.UPDATES, now - timedelta(hours=1), 1.0, "9.9.9 is there")
+    old = Run(Kind.JOB, jobs.UPDATES, now - timedelta(hours=21), 1.0, "9.9.8 is there")
+
+    assert last_answer([other, early, old], now) == "9.9.9 is there"
+    assert last_answer([other, old], now) is None

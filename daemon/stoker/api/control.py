@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stoker import __version__
+from stoker.api import offers
 from stoker.api.errors import control_body, install_handlers, status_of
 from stoker.api.services import Services
 from stoker.api.stream import event_stream, verify_stream
@@ -23,12 +24,16 @@ from stoker.errors import ModelInUse, OriginNotAllowed
 from stoker.history import Kind
 from stoker.schemas import (
     DoneView,
+    FreedView,
     LoadRequest,
     ModelRequest,
     ModelView,
+    OfferView,
     PullRequest,
     PullView,
     RemovedView,
+    ServerRequest,
+    ServerView,
     StatusView,
     StoreChanged,
     StoredModelView,
@@ -47,6 +52,7 @@ def create_control_app(services: Services) -> ASGIApp:
     for router in (
         _daemon_routes(services),
         _model_routes(services),
+        _memory_routes(services),
         _pull_routes(services),
     ):
         app.include_router(router)
@@ -62,14 +68,18 @@ def _daemon_routes(services: Services) -> APIRouter:
         return services.status()
 
     @router.get("/events", response_model=None)
-    async def events() -> Response:
-        return event_stream(services)
+    async def events(*, resources: bool = True) -> Response:
+        return event_stream(services, resources=resources)
 
     @router.get("/history")
     async def history(
         kind: Kind | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
     ) -> list[dict[str, Any]]:
         return [asdict(run) for run in await services.history.recent(kind, limit)]
+
+    @router.post("/server")
+    async def server(request: ServerRequest) -> ServerView:
+        return await services.server.turn(on=request.enabled)
 
     @router.post("/stop")
     async def stop() -> DoneView:
@@ -87,6 +97,10 @@ def _model_routes(services: Services) -> APIRouter:
     @router.get("/models")
     async def models() -> list[StoredModelView]:
         return [manifest.view() for manifest in await run_sync(store.list)]
+
+    @router.get("/catalogue")
+    async def offered() -> list[OfferView]:
+        return await run_sync(offers.from_machine, services.store, services.settings)
 
     @router.get("/models/{name:path}")
     async def model(name: str) -> StoredModelView:
@@ -113,9 +127,25 @@ def _model_routes(services: Services) -> APIRouter:
             manifests = await run_sync(store.list)
         return verify_stream(services, manifests)
 
+    return router
+
+
+def _memory_routes(services: Services) -> APIRouter:
+    """Which models are loaded."""
+    router = APIRouter()
+    lifecycle = services.lifecycle
+
     @router.post("/load")
     async def load(request: LoadRequest) -> ModelView:
         return await lifecycle.load(request.model, keep_alive_s=request.keep_alive_s)
+
+    @router.post("/use")
+    async def use(request: ModelRequest) -> ModelView:
+        return await lifecycle.use(request.model)
+
+    @router.post("/free")
+    async def free() -> FreedView:
+        return await lifecycle.free()
 
     @router.post("/unload")
     async def unload(request: ModelRequest) -> ModelView:

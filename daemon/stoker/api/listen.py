@@ -75,9 +75,14 @@ async def listening(
             server.stopping.set()
 
 
+def address_of(host: str) -> str:
+    """The number to bind for a host of the settings."""
+    return "127.0.0.1" if host == "localhost" else host
+
+
 def bind_endpoint(host: str, port: int) -> socket.socket:
     """A bound TCP socket. Raises PortTaken, or BadSetting for an address this machine lacks."""
-    address = "127.0.0.1" if host == "localhost" else host
+    address = address_of(host)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -87,9 +92,13 @@ def bind_endpoint(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno in {errno.EADDRINUSE, errno.EACCES}:
-            msg = f"port {port} on {address} is taken by another program"
-            raise PortTaken(msg, port=port) from error
+            raise taken(address, port) from error
         msg = f"cannot listen on {address}: {error.strerror or error}"
         raise BadSetting(msg, hint="Set host in config.toml to 127.0.0.1.") from error
     listener.set_inheritable(False)
     return listener
+
+
+def taken(address: str, port: int) -> PortTaken:
+    """The error for a port that somebody else listens on."""
+    return PortTaken(f"port {port} on {address} is taken by another program", port=port)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from stoker import __version__
+from stoker.api.switch import ServerSwitch
 from stoker.events import EventBus
 from stoker.hardware import probe
 from stoker.history import History
@@ -15,14 +16,14 @@ from stoker.lifecycle.runtime import Lifecycle
 from stoker.metrics import Metrics
 from stoker.paths import Paths
 from stoker.pull.puller import Puller
-from stoker.schemas import DaemonView, ServerView, StatusView
+from stoker.schemas import DaemonChanged, DaemonView, StatusView
 from stoker.settings import Settings
 from stoker.store.store import Store
 
 
-@dataclass(frozen=True)
+@dataclass
 class Services:
-    """The daemon's parts, as the edge sees them. Owns none of them."""
+    """The daemon's parts, as the edge sees them. Owns none of them, but what is known of it."""
 
     settings: Settings
     paths: Paths
@@ -32,27 +33,39 @@ class Services:
     bus: EventBus
     metrics: Metrics
     history: History
+    server: ServerSwitch
     started_at: float  # time.monotonic()
-    base_url: Callable[[], str]
     request_stop: Callable[[], None]
+    update: str | None = None  # a newer version of Stoker; only `found_update` writes it
 
     def status(self) -> StatusView:
         """Everything a client shows, at this moment. Cheap; from the event loop only."""
         return StatusView(
-            daemon=DaemonView(
-                version=__version__,
-                pid=os.getpid(),
-                uptime_s=round(time.monotonic() - self.started_at, 3),
-                home=str(self.paths.data),
-            ),
-            server=ServerView(enabled=True, base_url=self.base_url()),
+            daemon=self.daemon(),
+            server=self.server.view(),
             models=self.lifecycle.views(),
             resources=probe.resources(),
             pulls=tuple(self.puller.list()),
             problems=tuple(self._problems()),
         )
 
+    def daemon(self) -> DaemonView:
+        return DaemonView(
+            version=__version__,
+            pid=os.getpid(),
+            uptime_s=round(time.monotonic() - self.started_at, 3),
+            home=str(self.paths.data),
+            update=self.update,
+        )
+
+    def found_update(self, version: str | None) -> None:
+        """There is a newer version, or none any more; clients are told when that is news."""
+        if version != self.update:
+            self.update = version
+            self.bus.publish(DaemonChanged(daemon=self.daemon()))
+
     def _problems(self) -> Iterator[str]:
+        yield from self.server.problems()
         yield from self.store.problems()
         for manifest in self.store.list():
             if manifest.damaged:

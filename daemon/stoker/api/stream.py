@@ -68,14 +68,14 @@ async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:
 # --- events ----------------------------------------------------------------------------------
 
 
-def event_stream(services: Services) -> Response:
+def event_stream(services: Services, *, resources: bool) -> Response:
     """A snapshot, then every change, as server-sent events; ends with a goodbye."""
-    return Streamed(partial(write_events, services), "text/event-stream")
+    return Streamed(partial(write_events, services, resources), "text/event-stream")
 
 
-async def write_events(services: Services, emit: Emit) -> None:
+async def write_events(services: Services, resources: bool, emit: Emit) -> None:  # noqa: FBT001  # partial() fills it
     """Return after the goodbye; a client that was too slow gets a new snapshot."""
-    with services.bus.subscribe() as subscription:
+    with services.bus.subscribe(resources=resources) as subscription:
         await emit(_sse(Snapshot(status=services.status())))
         events = aiter(subscription)
         while True:

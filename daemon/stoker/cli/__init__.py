@@ -13,7 +13,18 @@ from collections.abc import Sequence
 import typer
 
 from stoker import __version__
-from stoker.cli import boundary, chat, daemon, loaded, machine, models, pulls, settings
+from stoker.cli import (
+    autostart,
+    boundary,
+    chat,
+    daemon,
+    loaded,
+    machine,
+    models,
+    pulls,
+    server,
+    settings,
+)
 
 __all__ = ["app", "main"]
 
@@ -26,7 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 daemon not running, 4 refused.",
 )
-for topic in (daemon, machine, pulls, models, loaded, chat, settings):
+for topic in (daemon, server, autostart, machine, pulls, models, loaded, chat, settings):
     topic.register(app)
 
 

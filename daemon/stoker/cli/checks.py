@@ -1,4 +1,4 @@
-"""What `doctor` looks at beside the hardware: settings, folders, the daemon, its port, the tray."""
+"""What `doctor` looks at beside the hardware: settings, folders, daemon, port, tray, version."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _TRAY_NAME: Final = "org.kde.StatusNotifierWatcher"
 _BUS_TIMEOUT_S: Final = 2.0
+_UPDATE_S: Final = 5.0  # a person waits for it
 
 
 def existing(folder: Path) -> Path:
@@ -90,6 +92,33 @@ def port_is_free(host: str, port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def check_update(wishes: Settings | None) -> list[Finding]:
+    """Whether a newer version is there; asks for it only when the user wants that."""
+    if wishes is None:
+        return []
+    if not wishes.update_check:
+        text = "the check is off; `stoker config set update_check true` turns it on"
+        return [Finding("ok", "update", text)]
+    if wishes.offline:
+        return [Finding("ok", "update", "the check rests while offline mode is on")]
+    return [_look_for_update()]
+
+
+def _look_for_update() -> Finding:
+    import anyio
+
+    from stoker import updates
+
+    try:
+        found = anyio.run(partial(updates.look, __version__, deadline_s=_UPDATE_S))
+    except errors.StokerError as error:
+        return Finding("warn", "update", error.message, error.hint)
+    if found is None:
+        return Finding("ok", "update", f"version {__version__} is the newest")
+    text = f"version {found} is there; this is {__version__}"
+    return Finding("warn", "update", text, f"See {updates.PAGE}")
 
 
 def tray_host(environ: Mapping[str, str] = os.environ) -> bool | None:

@@ -31,7 +31,7 @@ def serve(
 
     `stoker start` runs it in the background; a service manager runs this.
     """
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():  # a windowed Python has none
         print("Stoker is serving; Ctrl-C stops it.")
     # structlog would import it for coloured tracebacks, which a log file has no use for: 5 MB.
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # None means: not there

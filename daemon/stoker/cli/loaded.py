@@ -36,23 +36,23 @@ def load(
 ) -> None:
     """Load a model now, before its first request."""
     keep_alive_s = None if keep_alive is None else seconds(keep_alive)
-    view = _load(model, keep_alive_s)
+    with connection.daemon() as client, progress.waiting(f"Loading {model} …"):
+        view = client.load(model, keep_alive_s=keep_alive_s)
     print_json(view) if as_json else print(_ready(view))
 
 
 def use(model: str = _MODEL, as_json: bool = _JSON) -> None:
-    """Load a model; it comes back when Stoker starts."""
-    view = _load(model, None)
+    """Change to a model: load it and unload the others.
+
+    Running answers of the others end first. It is loaded again when Stoker starts.
+    """
+    with connection.daemon() as client, progress.waiting(f"Loading {model} …"):
+        view = client.use(model)
     if as_json:
         print_json(view)
     else:
         print(_ready(view))
         print("It will be loaded again when Stoker starts.")
-
-
-def _load(model: str, keep_alive_s: float | None) -> ModelView:
-    with connection.daemon() as client, progress.waiting(f"Loading {model} …"):
-        return client.load(model, keep_alive_s=keep_alive_s)
 
 
 def _ready(view: ModelView) -> str:

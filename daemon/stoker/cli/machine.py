@@ -75,6 +75,7 @@ def _look(places: paths.Paths, facts: HardwareFacts) -> tuple[Settings | None, l
         settings_finding,
         checks.check_folders(places),
         *checks.check_daemon(wishes),
+        *checks.check_update(wishes),
         *hardware,
     ]
     return wishes, findings

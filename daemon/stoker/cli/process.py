@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from stoker import errors
-from stoker.cli import connection
+from stoker.cli import autostart, connection
+from stoker.cli.output import note
 
 if TYPE_CHECKING:
     import psutil
@@ -54,10 +55,55 @@ def start(places: Paths, *, timeout_s: float = START_TIMEOUT_S) -> tuple[StatusV
             status = running()
             if status is not None:
                 return status, False
-            return _spawn_and_wait(places, timeout_s), True
+            deadline = time.monotonic() + timeout_s
+            view = _start_supervised(places, deadline)
+            return view or _spawn_and_wait(places, deadline - time.monotonic()), True
     except Timeout as error:
         msg = "another `stoker start` has not ended yet"
         raise errors.DaemonNotReady(msg, hint="Wait a minute, then see `stoker status`.") from error
+
+
+def _start_supervised(places: Paths, deadline: float) -> StatusView | None:
+    """Start it as it starts at login; None when it must be started without a service manager."""
+    try:
+        manager = autostart.manager()
+        if manager is None:
+            return None
+        unseen = autostart.own_settings()
+        if unseen:
+            names = " and ".join(unseen)
+            note(f"{names} of this terminal is not seen by {manager.name}: started without it.")
+        else:
+            if autostart.renew(manager, places):
+                note("The settings have changed; what starts at login was brought up to date.")
+            if manager.start(max(1, deadline - time.monotonic())):
+                return _wait_for_answer(deadline)
+    except (errors.AutostartFailed, errors.AutostartBlocked) as error:
+        if error.facts.get("timed_out"):
+            raise errors.DaemonNotReady(error.message) from error
+        note(f"{error.message}. It is started without it.")
+    _stop_supervised(places)  # the port must be free
+    return None
+
+
+def _wait_for_answer(deadline: float) -> StatusView:
+    while True:
+        status = running()
+        if status is not None:
+            return status
+        if time.monotonic() >= deadline:
+            raise errors.DaemonNotReady("the daemon was started but does not answer yet")
+        time.sleep(_POLL_S)
+
+
+def _stop_supervised(places: Paths) -> None:
+    """Stop what the service manager runs for this home; it does not start it again."""
+    try:
+        manager = autostart.manager()
+        if manager is not None:
+            manager.stop(_drain_s(places))
+    except errors.AutostartFailed as error:
+        note(f"{error.message}. It may be started again.")
 
 
 def _spawn_and_wait(places: Paths, timeout_s: float) -> StatusView:
@@ -126,8 +172,11 @@ def _why_it_ended(output: Path, begin: int, code: int | None) -> errors.StokerEr
 def stop(places: Paths) -> int | None:
     """End the daemon; its pid, or None when none ran. When this returns, the process is gone."""
     process, answers = _find(places)
+    _stop_supervised(places)  # also the socket that would start it again
     if process is None:
         return None
+    if gone(process, 0):
+        return process.pid
     patience_s = _drain_s(places) + _STOP_MARGIN_S if answers and _ask_to_stop() else 0
     if not gone(process, patience_s):
         end_by_force(process)

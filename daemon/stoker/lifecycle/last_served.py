@@ -5,10 +5,51 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+import anyio
+import structlog
+from anyio.to_thread import run_sync
 
 from stoker.errors import BadReference
 from stoker.types import ModelId
+
+log = structlog.get_logger(__name__)
+
+
+class LastServed:
+    """The model that served last: in memory at once, in the file a moment later."""
+
+    def __init__(self, path: Path, start: Callable[..., None]) -> None:
+        """``start`` runs a coroutine function beside everything else."""
+        self._path = path
+        self._start = start
+        self._model: ModelId | None = None
+        self._lock = anyio.Lock()
+
+    async def recall(self) -> ModelId | None:
+        """What the file says."""
+        return await run_sync(read, self._path)
+
+    def remember(self, model: ModelId) -> None:
+        """From a request: costs nothing when it is the same as before."""
+        if model != self._model:
+            self._model = model
+            self._start(self._write)
+
+    async def forget(self, model: ModelId) -> None:
+        """It does not come back at the next start."""
+        if self._model == model or await self.recall() == model:
+            self._model = None
+            self._start(self._write)
+
+    async def _write(self) -> None:
+        async with self._lock:
+            try:
+                await run_sync(write, self._path, self._model)
+            except OSError as error:
+                log.warning("last_served_not_written", reason=str(error))
 
 
 def read(path: Path) -> ModelId | None:

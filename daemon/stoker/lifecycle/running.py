@@ -45,6 +45,11 @@ class Running:
     asked: bool = False  # we stopped it
 
     @property
+    def resident_bytes(self) -> int:
+        """What it takes now; as predicted where that cannot be measured."""
+        return self.worker.resident_bytes() or self.plan.memory.total_bytes
+
+    @property
     def promised_bytes(self) -> int:
         """What it may still take: the weights' page cache, and what it has not touched yet."""
         need = self.plan.memory
@@ -79,6 +84,7 @@ def model_view(
     *,
     engine: str,
     runtime: str,
+    load_s: float | None,
 ) -> ModelView:
     expires = standing.keep_alive_s >= 0 and standing.state is ModelState.READY
     left = standing.keep_alive_s - (now - standing.idle_since)
@@ -88,6 +94,7 @@ def model_view(
         in_flight=standing.in_flight,
         queued=standing.queued,
         expires_in_s=max(0.0, left) if expires and not standing.in_flight else None,
+        load_s=None if load_s is None else round(load_s, 2),
         error=_error_view(standing.error),
     )
     if running is None:

@@ -4,7 +4,8 @@ No I/O, no clock, no logging: the runtime (`runtime`) tells the time, carries ou
 reports what came of them. One model is loaded at a time, in the order of the oldest waiting
 request. A request goes through these steps:
 
-1. the daemon is stopping, or the model failed a moment ago: rejected
+1. nothing is served (the server is off, the daemon is stopping), or the model failed a moment
+   ago: rejected
 2. the model is ready and has a free place: granted
 3. too many wait already: rejected
 4. it waits. When its model is the next to load: plan, evict what is idle, start; when only busy
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from stoker.errors import CapacityError, QueueFull, ShuttingDown, StokerError
+from stoker.errors import CapacityError, QueueFull, StokerError
 from stoker.lifecycle.effects import (
     Abort,
     Effect,
@@ -37,8 +38,6 @@ from stoker.types import ModelId, ModelState
 # warm disk (1 to 5 s), short against a person's patience.
 QUANTUM_S: Final = 30.0
 _BACKOFF_S: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0)  # after so many failures in a row
-
-_STOPPING: Final = "Stoker is stopping"
 
 
 # --- state -----------------------------------------------------------------------------------
@@ -64,6 +63,7 @@ class _Model:
     ready_at: float = 0.0
     last_used: float = 0.0
     stopping: bool = False  # a Stop is on its way
+    parting: bool = False  # it leaves as soon as it is idle: the user changed to another model
     failures: int = 0  # in a row
     error: StokerError | None = None
     retry_at: float = 0.0
@@ -89,7 +89,7 @@ class Scheduler:
         self._aborting = False
         self._awaited: set[ModelId] = set()  # must exit before the current model is planned again
         self._blockers: tuple[ModelId, ...] = ()  # the current model waits until these are idle
-        self._closed = False
+        self._closed: StokerError | None = None  # why nothing is served at all
 
     # --- questions ---------------------------------------------------------------------------
 
@@ -125,8 +125,8 @@ class Scheduler:
 
     def on_request(self, ticket: int, model: ModelId, now: float) -> list[Effect]:
         one = self._model(model)
-        if self._closed:
-            return [Reject(ticket, ShuttingDown(_STOPPING))]
+        if self._closed is not None:
+            return [Reject(ticket, self._closed)]
         if one.error is not None and now < one.retry_at:
             return [Reject(ticket, one.error)]
         if self._has_place(one) and not one.waiters:
@@ -153,7 +153,8 @@ class Scheduler:
         one.in_flight -= 1
         one.last_used = now
         one.failures = 0
-        return self._leave_if_done(one) + self._advance(now)
+        effects = self._leave_if_done(one) + self._advance(now)
+        return effects + self._part_if_idle(one)
 
     def on_suspect(self, model: ModelId, generation: int, now: float) -> list[Effect]:
         """The worker broke a connection: it takes no new requests and leaves when it is idle."""
@@ -202,6 +203,7 @@ class Scheduler:
         one.generation += 1
         one.in_flight = 0
         one.error = None
+        one.parting = False
         one.ready_at = one.last_used = now
         self._done_with_current()
         return self._advance(now)
@@ -249,6 +251,10 @@ class Scheduler:
         if pinned is not None:
             one.pinned = pinned
 
+    def stay(self, model: ModelId) -> None:
+        """The user wants it after all; an `on_use` of another one is forgotten."""
+        self._model(model).parting = False
+
     def on_unload(self, model: ModelId, now: float, *, force: bool = False) -> list[Effect]:
         """Stop the model when its requests have ended; with ``force`` at once."""
         one = self._model(model)
@@ -275,15 +281,45 @@ class Scheduler:
                 effects.append(self._plan(self._current))
         return effects + self._advance(now)
 
-    def on_drain(self, now: float, *, force: bool = False) -> list[Effect]:
-        """Take no requests any more; stop each model when its requests have ended, or at once."""
-        self._closed = True
+    def on_use(self, model: ModelId, now: float) -> list[Effect]:
+        """The user changed to this model: the others leave when nothing runs or waits on them.
+
+        Pinned ones stay.
+        """
         effects: list[Effect] = []
         for one in self._models.values():
-            effects += self._reject_all(one, ShuttingDown(_STOPPING))
+            one.parting = one.id != model and one.loaded and not one.pinned
+            effects += self._part_if_idle(one)
+        return effects + self._advance(now)
+
+    def on_free(self, now: float) -> list[Effect]:
+        """Unload what is idle and not pinned; nothing that runs or waits is touched."""
+        effects: list[Effect] = []
+        for one in self._models.values():
+            if one.idle and not one.pinned:
+                effects += self._make_leave(one)
+        return effects + self._advance(now)
+
+    def on_close(self, reason: StokerError, now: float) -> list[Effect]:
+        """Take no requests any more, for this reason; stop each model when its requests ended."""
+        self._closed = reason
+        effects: list[Effect] = []
+        for one in self._models.values():
+            effects += self._reject_all(one, reason)
         for model in self.known():
-            effects += self.on_unload(model, now, force=force)
+            effects += self.on_unload(model, now)
         return effects
+
+    def on_cut(self, now: float) -> list[Effect]:
+        """After `on_close`: running requests had their time, all models are stopped at once."""
+        effects: list[Effect] = []
+        for model in self.known():
+            effects += self.on_unload(model, now, force=True)
+        return effects
+
+    def on_open(self) -> None:
+        """Take requests again."""
+        self._closed = None
 
     # --- inside ------------------------------------------------------------------------------
 
@@ -384,6 +420,9 @@ class Scheduler:
     def _make_leave(self, one: _Model) -> list[Effect]:
         one.state = ModelState.DRAINING
         return self._leave_if_done(one)
+
+    def _part_if_idle(self, one: _Model) -> list[Effect]:
+        return self._make_leave(one) if one.parting and one.idle else []
 
     def _leave_if_done(self, one: _Model, *, force: bool = False) -> list[Effect]:
         done = not one.in_flight or force

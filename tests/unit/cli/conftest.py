@@ -130,6 +130,14 @@ class StubClient:
         self.asked.append(("load", model, keep_alive_s))
         return loaded(model)
 
+    def use(self, model: str) -> schemas.ModelView:
+        self.asked.append(("use", model))
+        return loaded(model)
+
+    def server(self, enabled: bool) -> schemas.ServerView:  # noqa: FBT001  # as the client
+        self.asked.append(("server", enabled))
+        return schemas.ServerView(enabled=enabled, base_url=self.base_url)
+
     def unload(self, model: str) -> schemas.ModelView:
         self.asked.append(("unload", model))
         return loaded(model, state=ModelState.UNLOADED)

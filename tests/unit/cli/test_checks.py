@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from stoker import paths, settings
+from stoker import paths, settings, updates
 from stoker.cli import checks
+from tests.fakes.releases import Releases, release
 
 from .conftest import StubClient
 
@@ -80,3 +82,63 @@ def test_a_desktop_without_a_session_bus_gives_no_answer(monkeypatch: pytest.Mon
 
 def test_the_nearest_existing_folder(tmp_path: Path) -> None:
     assert checks.existing(tmp_path / "a" / "b") == tmp_path
+
+
+# --- the update check ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page(stoker_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Releases]:
+    with Releases() as found:
+        monkeypatch.setenv(updates.OVERRIDE, found.url)
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("wishes", "said"),
+    [
+        (settings.Settings(), "stoker config set update_check true"),
+        (settings.Settings(update_check=True, offline=True), "offline"),
+    ],
+)
+def test_an_update_is_not_looked_for_unless_the_user_wants_it(
+    page: Releases, wishes: settings.Settings, said: str
+) -> None:
+    (finding,) = checks.check_update(wishes)
+
+    assert finding.level == "ok"
+    assert said in finding.text
+    assert page.asked == []
+
+
+def test_a_newer_version_comes_with_where_to_get_it(page: Releases) -> None:
+    (finding,) = checks.check_update(settings.Settings(update_check=True))
+
+    assert (finding.level, finding.topic) == ("warn", "update")
+    assert finding.text.startswith("version 99.0.0 is there; this is ")
+    assert finding.fix == f"See {updates.PAGE}"
+
+
+def test_the_newest_version_is_fine(page: Releases) -> None:
+    page.body = release("v0.0.1")
+
+    (finding,) = checks.check_update(settings.Settings(update_check=True))
+
+    assert finding.level == "ok"
+
+
+def test_a_page_that_does_not_answer_is_a_warning(
+    page: Releases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.silent = True
+    monkeypatch.setattr(checks, "_UPDATE_S", 0.05)
+
+    (finding,) = checks.check_update(settings.Settings(update_check=True))
+
+    assert finding.level == "warn"
+    assert updates.PAGE in finding.fix
+
+
+def test_with_broken_settings_nobody_is_asked(page: Releases) -> None:
+    assert checks.check_update(None) == []
+    assert page.asked == []

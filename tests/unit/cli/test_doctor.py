@@ -37,6 +37,7 @@ def test_a_sound_machine_is_told_what_it_can_run(
     assert "FAIL" not in ran.out
     assert "7B needs 8 GB, 13B 16 GB, 70B 72 GB and a GPU" in ran.out
     assert "stoker pull " in ran.out
+    assert "ok    update" in ran.out
 
 
 def test_what_is_broken_fails_and_comes_with_its_fix(

@@ -34,6 +34,8 @@ def test_load_passes_the_idle_time(run: Run, client: StubClient) -> None:
 
 def test_use_says_that_the_model_comes_back(run: Run, client: StubClient) -> None:
     assert "loaded again when Stoker starts" in run("use", "starter").out
+    assert json.loads(run("use", "starter", "--json").out)["state"] == "ready"
+    assert client.asked == [("use", "starter")] * 2
 
 
 def test_unload_reports_the_state(run: Run, client: StubClient) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
-from stoker.errors import QueueFull, ShuttingDown, StokerError, WorkerFailed
+from stoker.errors import QueueFull, ServerOff, StokerError, WorkerFailed
 from stoker.lifecycle.effects import Abort, Effect, Grant, Plan, Reject, Start, Stop
 from stoker.lifecycle.eviction import Candidate
 from stoker.lifecycle.scheduler import QUANTUM_S, Scheduler
@@ -333,16 +333,108 @@ def test_unload_during_the_load_aborts_it() -> None:
     assert _of(Abort, effects) == [Abort(A)]
 
 
-def test_drain_refuses_and_stops() -> None:
+def test_close_refuses_and_stops() -> None:
     """Waiting and new requests are refused, running ones end, then the workers stop."""
     scheduler = _scheduler()
     generation = _load(scheduler, A, 1)
     scheduler.on_request(2, B, 1)
 
-    effects = scheduler.on_drain(2)
+    effects = scheduler.on_close(ServerOff("off"), 2)
 
-    assert [type(reject.error) for reject in _of(Reject, effects)] == [ShuttingDown]
+    assert [type(reject.error) for reject in _of(Reject, effects)] == [ServerOff]
     assert _of(Abort, effects) == [Abort(B)]
     assert _of(Stop, effects) == []
-    assert isinstance(_of(Reject, scheduler.on_request(3, A, 3))[0].error, ShuttingDown)
+    assert isinstance(_of(Reject, scheduler.on_request(3, A, 3))[0].error, ServerOff)
     assert scheduler.on_released(A, generation, 4) == [Stop(A)]
+
+
+def test_cut_stops_what_still_runs() -> None:
+    """After the time that a close gives to running requests."""
+    scheduler = _scheduler()
+    _load(scheduler, A, 1)
+    scheduler.on_close(ServerOff("off"), 2)
+
+    assert scheduler.on_cut(3) == [Stop(A)]
+
+
+def test_open_serves_again() -> None:
+    """As if nothing had been."""
+    scheduler = _scheduler()
+    scheduler.on_close(ServerOff("off"), 0)
+
+    scheduler.on_open()
+
+    assert scheduler.on_request(1, A, 1) == [Plan(A, ())]
+
+
+# --- changing models -------------------------------------------------------------------------
+
+
+def _two_loaded(*, b_pinned: bool = False) -> tuple[Scheduler, int]:
+    """A is idle, B serves one request; the scheduler and that request's generation."""
+    scheduler = _scheduler()
+    scheduler.on_released(A, _load(scheduler, A, 1), 0)
+    scheduler.keep(B, pinned=b_pinned)
+    return scheduler, _load(scheduler, B, 2)
+
+
+def test_use_lets_the_idle_others_go() -> None:
+    """At once; the one in use stays."""
+    scheduler, _ = _two_loaded()
+
+    assert scheduler.on_use(B, 1) == [Stop(A)]
+    assert _state(scheduler, B) is ModelState.READY
+
+
+def test_use_lets_a_busy_other_go_when_it_is_done() -> None:
+    """It serves what runs on it and what waits for it; nobody is cut or refused."""
+    scheduler, generation = _two_loaded()
+    scheduler.on_request(3, B, 1)
+
+    assert scheduler.on_use(A, 1) == []
+    assert scheduler.on_released(B, generation, 2) == [Grant(3, B, generation)]
+    assert scheduler.on_released(B, generation, 3) == [Stop(B)]
+    assert _state(scheduler, A) is ModelState.READY
+
+
+def test_use_leaves_a_pinned_one() -> None:
+    scheduler, generation = _two_loaded(b_pinned=True)
+
+    scheduler.on_use(A, 1)
+
+    assert scheduler.on_released(B, generation, 2) == []
+
+
+def test_who_is_wanted_after_all_stays() -> None:
+    """A load, or a use, of a model that was about to leave."""
+    scheduler, generation = _two_loaded()
+    scheduler.on_use(A, 1)
+
+    scheduler.stay(B)
+
+    assert scheduler.on_released(B, generation, 2) == []
+    scheduler.on_use(B, 3)
+    assert _state(scheduler, B) is ModelState.READY
+
+
+def test_a_model_that_left_may_come_back_for_good() -> None:
+    """A request that loads it again does not find it about to leave."""
+    scheduler, generation = _two_loaded()
+    scheduler.on_use(A, 1)
+    scheduler.on_released(B, generation, 2)
+    scheduler.on_exited(B, None, 3)
+
+    again = _load(scheduler, B, 4, now=4)
+
+    assert scheduler.on_released(B, again, 5) == []
+
+
+def test_free_unloads_what_is_idle() -> None:
+    """Nothing that runs is touched, and nothing that is pinned."""
+    scheduler, generation = _two_loaded()
+
+    assert scheduler.on_free(1) == [Stop(A)]
+    assert scheduler.on_free(2) == []
+    scheduler.on_released(B, generation, 3)
+    scheduler.keep(B, pinned=True)
+    assert scheduler.on_free(4) == []

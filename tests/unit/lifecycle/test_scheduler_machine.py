@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from stoker.errors import MemoryShort, WorkerFailed
+from stoker.errors import MemoryShort, ServerOff, WorkerFailed
 from stoker.lifecycle.effects import Abort, Effect, Grant, Plan, Reject, Start, Stop
 from stoker.lifecycle.eviction import choose
 from stoker.lifecycle.scheduler import Scheduler
@@ -39,6 +39,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.workers: dict[ModelId, int] = {}  # real processes, launching ones included
         self.todo: list[Plan | Start | Abort | Stop] = []
         self.forced: set[ModelId] = set()
+        self.closed = False
 
     # --- the runtime -------------------------------------------------------------------------
 
@@ -166,6 +167,32 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.apply(self.scheduler.on_unload(model, self.now, force=force))
         self.forced.discard(model)
 
+    @rule(model=st.sampled_from(MODELS))
+    def use(self, model: ModelId) -> None:
+        self.apply(self.scheduler.on_use(model, self.now))
+
+    @rule()
+    def free(self) -> None:
+        self.apply(self.scheduler.on_free(self.now))
+
+    @rule()
+    def close(self) -> None:
+        self.closed = True
+        self.apply(self.scheduler.on_close(ServerOff("off"), self.now))
+
+    @precondition(lambda self: self.closed)
+    @rule()
+    def cut(self) -> None:
+        self.forced.update(MODELS)
+        self.apply(self.scheduler.on_cut(self.now))
+        self.forced.clear()
+
+    @precondition(lambda self: self.closed)
+    @rule()
+    def open(self) -> None:
+        self.closed = False
+        self.scheduler.on_open()
+
     def crashable(self) -> list[ModelId]:
         loaded = (ModelState.READY, ModelState.DRAINING)
         return [m for m in self.workers if self.scheduler.standing(m).state in loaded]
@@ -180,6 +207,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def counts_are_right(self) -> None:
         assert self.scheduler.in_flight == len(self.held)
         assert self.scheduler.queued == len(self.waiting)
+
+    @invariant()
+    def nobody_waits_for_what_is_closed(self) -> None:
+        assert not (self.closed and self.waiting)
 
     @invariant()
     def somebody_works_for_those_who_wait(self) -> None:
