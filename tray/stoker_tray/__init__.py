@@ -1,1 +1,1 @@
-"""The tray: a client of the daemon like any other. It is not built yet; see CHANGELOG.md."""
+"""The tray: Stoker's icon, a small client of the daemon like any other."""

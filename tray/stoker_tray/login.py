@@ -1,0 +1,54 @@
+"""How Stoker shall start at login, from the file with the daemon's settings. For workers only.
+
+Reads the three settings that matter here by itself: the settings module would double the tray.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from stoker.errors import BadSetting
+from stoker_service import Autostart, Program, Record, Wish
+
+_HOSTS: Final = ("127.0.0.1", "::1", "localhost")
+_MOST_PORTS: Final = 65535
+_LONGEST_DRAIN_S: Final = 86400.0
+_DEFAULTS: Final[Mapping[str, Any]] = {"host": _HOSTS[0], "port": 4328, "drain_timeout_s": 15.0}
+
+
+def wish(program: Program, manager: Autostart, config_file: Path) -> Wish:
+    """As the file says, and what was chosen on the command line for the daemon stays.
+
+    The environment does not count: it is not seen at login. Raises BadSetting for what the daemon
+    would not start with either.
+    """
+    values = {**_DEFAULTS, **_read(config_file)}
+    host, port, drain_s = (values[name] for name in _DEFAULTS)
+    is_number = type(drain_s) in {int, float} and 0 <= drain_s <= _LONGEST_DRAIN_S
+    if host not in _HOSTS or type(port) is not int or not 0 <= port <= _MOST_PORTS or not is_number:
+        msg = f"host, port or drain_timeout_s has a wrong value in {config_file}"
+        raise BadSetting(msg, hint="`stoker config check` says which.")
+    before = manager.installed() or Record()
+    return Wish(
+        program,
+        host=host,
+        port=port,
+        drain_s=float(drain_s),
+        on_demand=before.on_demand,
+        linger=before.linger,
+        hardened=before.hardened,
+    )
+
+
+def _read(config_file: Path) -> dict[str, Any]:
+    try:
+        with config_file.open("rb") as stream:
+            return tomllib.load(stream)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        msg = f"cannot read {config_file}: {error}"
+        raise BadSetting(msg, hint="Correct the file, or remove it to use the defaults.") from error
