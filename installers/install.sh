@@ -18,6 +18,7 @@ models and settings stay.
   --model REF    pull this model and ask it (default: starter, 98 MB)
   --no-model     pull no model
   --no-start     do not start the daemon (one that runs is restarted all the same)
+  --no-autostart do not start Stoker and its tray icon at login; an upgrade leaves that as it is
   --prefix DIR   keep everything in DIR: program, models, settings, state; the command is
                  DIR/bin/stoker. Default: the program and the models in your data folder, the
                  command in ~/.local/bin
@@ -59,7 +60,7 @@ busy() {
 
 # --- options -----------------------------------------------------------------------------------
 
-model=starter start_daemon=yes prefix=
+model=starter start_daemon=yes autostart=yes prefix=
 while [ $# -gt 0 ]; do
     case $1 in
     --model | --prefix)
@@ -71,6 +72,7 @@ while [ $# -gt 0 ]; do
     --prefix=?*) prefix=${1#*=} ;;
     --no-model) model= ;;
     --no-start) start_daemon= ;;
+    --no-autostart) autostart= ;;
     --help | -h) usage && exit 0 ;;
     *) fail "there is no option $1" "See --help." ;;
     esac
@@ -175,7 +177,7 @@ has uv || "$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || fail \
 mkdir -p "$app" "$bin" || fail "$app and $bin cannot be written" "Name another place with --prefix DIR."
 chmod 700 "$home_folder" "$app"
 lock=$app/.installing log=$app/install.log
-child='' new='' switched='' previous='' was_running=''
+child='' new='' switched='' previous='' was_running='' login=''
 
 if ! mkdir "$lock" 2>/dev/null; then
     other=$(cat "$lock/pid" 2>/dev/null || echo none)
@@ -186,8 +188,9 @@ if ! mkdir "$lock" 2>/dev/null; then
 fi
 echo $$ >"$lock/pid"
 
-# Not bin/stoker: pip's own launchers break when the path holds a $ or a quote.
-stoker() { "$new/bin/python" -I -m stoker "$@"; }
+# Not bin/stoker: pip's own launchers break when the path holds a $ or a quote. What starts at login
+# must be our launcher, though, because it outlives this version.
+stoker() { STOKER_COMMAND=$bin/stoker "$new/bin/python" -I -m stoker "$@"; }
 
 # Point app/current to an environment, in one step.
 switch_to() {
@@ -201,12 +204,14 @@ os.replace(link + ".new", link)' "$1" "$app/current"
 
 roll_back() {
     if [ -n "$previous" ]; then
-        stoker stop >>"$log" 2>&1 || true
+        stoker stop >>"$log" 2>&1 || "$previous/bin/python" -I -m stoker stop >>"$log" 2>&1 || true
         switch_to "$previous"
         say "The version before is in use again: $(basename "$previous")."
         if [ -n "$was_running" ]; then
             "$previous/bin/python" -I -m stoker start >>"$log" 2>&1 || say "It could not be started; see stoker logs."
         fi
+    elif [ -n "$login" ]; then
+        stoker autostart off >>"$log" 2>&1 || true
     fi
     switched=
 }
@@ -230,22 +235,29 @@ trap 'exit 141' PIPE
 
 # What is installed, as a number: the same source gives the same id, and is not installed twice.
 source_id() {
-    (cd "$source_folder" && find daemon tray service_files pyproject.toml -type f ! -name '*.pyc' |
+    (cd "$source_folder" && find daemon tray service_files pyproject.toml installers/*.lock -type f ! -name '*.pyc' |
         LC_ALL=C sort | while read -r file; do cksum "$file"; done | cksum | cut -d ' ' -f 1)
 }
 
 works() { [ -e "$1/.complete" ] && "$1/bin/python" -I -m stoker --version >/dev/null 2>&1; }
 
+# Versions and digests of everything that is fetched are pinned; see lock.sh.
+install_packages() { # install_packages LABEL INSTALLER…
+    label=$1
+    shift
+    busy "the libraries$label" "$@" --require-hashes -r "$source_folder/installers/requirements.lock" \
+        -r "$source_folder/installers/build.lock" &&
+        busy "the program" "$@" --no-deps --no-build-isolation "$source_folder"
+}
+
 make_environment() {
     if has uv; then
-        uv venv --seed --python "${python:-3.13}" "$new" >>"$log" 2>&1 &&
-            busy "the program and its libraries (uv)" uv pip install --python "$new/bin/python" \
-                --compile-bytecode "$source_folder" && return
+        uv venv --seed --python "${python:-3.13}" "$new" >>"$log" 2>&1 && install_packages " (uv)" \
+            uv pip install --python "$new/bin/python" --compile-bytecode && return
         [ -n "$python" ] || return 1
         rm -rf "$new" # uv does not read pip's settings; pip may reach what uv does not
     fi
-    "$python" -m venv "$new" >>"$log" 2>&1 &&
-        busy "the program and its libraries" "$new/bin/python" -m pip install "$source_folder"
+    "$python" -m venv "$new" >>"$log" 2>&1 && install_packages "" "$new/bin/python" -m pip install
 }
 
 say "Installing Stoker $version for $(id -un) in $home_folder"
@@ -296,9 +308,9 @@ opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 opener.open(sys.argv[1].removesuffix("/v1") + "/health", timeout=10).close()' "$base_url" >>"$log" 2>&1
 }
 
-# The launcher resolves app/current once, so that an upgrade changes nothing under a running daemon.
-link_command() { # never over a file that is not ours
-    link=$bin/stoker
+# A launcher resolves app/current once, so that an upgrade changes nothing under a running daemon.
+link_command() { # link_command NAME MODULE; never over a file that is not ours
+    link=$bin/$1
     if [ -L "$link" ]; then
         case $(readlink "$link") in "$app"/*) ;; *) return 1 ;; esac
     elif [ -e "$link" ] && ! grep -q '^# stoker launcher' "$link"; then
@@ -310,14 +322,29 @@ link_command() { # never over a file that is not ours
         if [ -n "${STOKER_HOME:-}" ]; then
             printf '%s\n' "[ -n \"\${STOKER_HOME:-}\" ] || STOKER_HOME=$(quote "$STOKER_HOME")" 'export STOKER_HOME'
         fi
-        printf '%s\n' "app=$(quote "$app/")" 'exec "$app$(readlink "${app}current")/bin/python" -I -m stoker "$@"'
+        printf '%s\n' "app=$(quote "$app/") STOKER_COMMAND=$(quote "$bin/stoker")" 'export STOKER_COMMAND' \
+            "exec \"\$app\$(readlink \"\${app}current\")/bin/python\" -I -m $2 \"\$@\""
     } >"$link.new"
     chmod 755 "$link.new"
     mv -f "$link.new" "$link"
 }
 
+# At the first install Stoker starts at login from now on; an upgrade only renews what is on.
+set_login() {
+    if [ -n "$first" ] && [ -n "$autostart" ] && [ "$command" = "$bin/stoker" ]; then
+        if login=$(stoker autostart on 2>&1); then login=on; else
+            printf '%s\n' "$login" >>"$log"
+            say "  start at login could not be switched on: $(printf '%s\n' "$login" | sed -n 's/^error: //p' | head -n 1)"
+            login=
+        fi
+    else
+        stoker autostart refresh >>"$log" 2>&1 || true
+    fi
+}
+
 if stoker status >/dev/null 2>&1; then was_running=yes; fi
-unchanged=
+unchanged='' first=''
+if [ ! -L "$app/current" ]; then first=yes; fi
 if [ "$previous" = "$new" ]; then # nothing to switch, nothing to go back to, no answer to interrupt
     previous=
     if [ -n "$was_running" ] && is_healthy; then unchanged=yes; fi
@@ -327,22 +354,30 @@ if [ -z "$unchanged" ]; then
     if [ -n "$was_running" ]; then busy "stopping the running daemon" "$new/bin/python" -I -m stoker stop; fi
     switch_to "$new"
 fi
+command=$bin/stoker
+if ! link_command stoker stoker; then
+    command=$app/current/bin/stoker
+    say "  $bin/stoker is not ours and was left alone; the command is $command"
+fi
+link_command stoker-tray stoker_tray || say "  $bin/stoker-tray is not ours and was left alone"
+set_login
 if [ -z "$unchanged" ] && [ -n "$start_daemon$was_running" ]; then
     if ! busy "starting the daemon" "$new/bin/python" -I -m stoker start || ! is_healthy; then
         grep -E '^(error|hint):' "$log" | tail -n 2 >&2 || true
         if [ -z "$previous" ]; then
+            if [ -n "$login" ]; then stoker autostart off >>"$log" 2>&1 || true; fi
             switched=
-            link_command || true
             fail "the daemon does not start." "The program is there: $(quote "$bin/stoker") doctor tells more."
         fi
         fail "the new daemon does not start." "Its log: $log"
     fi
 fi
 switched=
-command=$bin/stoker
-if ! link_command; then
-    command=$app/current/bin/stoker
-    say "  $bin/stoker is not ours and was left alone; the command is $command"
+
+# The icon of this session. Only where there is a desktop; one that runs already stays the only one.
+if [ -n "$start_daemon" ] && { [ -n "${DISPLAY:-}${WAYLAND_DISPLAY:-}" ] || [ "$(uname)" = Darwin ]; }; then
+    # shellcheck disable=SC2086  # nothing, where there is no setsid
+    STOKER_COMMAND=$bin/stoker $(command -v setsid) "$new/bin/python" -I -m stoker_tray >>"$log" 2>&1 </dev/null &
 fi
 
 # Keep the one in use and the last good one.
@@ -392,6 +427,7 @@ if [ -n "$start_daemon$was_running" ]; then
         say "  Chat       $show run $id"
     fi
     say "  Stop       $show stop      (again: $show start)"
+    if [ "$login" = on ]; then say "  Login      Stoker and its tray icon start at login; to undo: $show autostart off"; fi
     better=$(stoker doctor --json 2>/dev/null | json_field recommended 0 name) || better=
     if [ -n "$better" ] && [ "$better" != "$model" ]; then
         say "  Better     $show pull $better      (recommended for this machine)"

@@ -6,7 +6,8 @@ usage() {
     cat <<'TEXT'
 Usage: installers/uninstall.sh [--purge] [--prefix DIR]
 
-Stops the daemon and its workers and removes the program and the command.
+Stops the daemon, its workers and the tray icon, ends the start at login, and removes the program
+and the commands.
 
   --purge        remove models, settings, history and logs too
   --prefix DIR   where it was installed with install.sh --prefix DIR
@@ -123,19 +124,28 @@ purge_folder() {
     fi
 }
 
+# Before the program goes, it takes back what it made to start at login.
+end_login() {
+    [ -x "$app/current/bin/python" ] || return 0
+    STOKER_COMMAND=$bin/stoker "$app/current/bin/python" -I -m stoker autostart off >/dev/null 2>&1 ||
+        say "Start at login could not be switched off; what is left of it does nothing without the program."
+}
+
 places=$(folders)
 if [ ! -d "$app" ]; then say "No program was found in $home_folder."; fi
+end_login
 stop_everything
 
 # --- remove ----------------------------------------------------------------------------------------
 
-link=$bin/stoker
 quoted=$(printf '%s' "$app" | sed "s/'/'\\\\''/g") # as install.sh writes it
-if [ -L "$link" ]; then
-    case $(readlink "$link") in "$app"/* | "$real_app"/*) rm -f "$link" && say "Removed $link" ;; esac
-elif [ -f "$link" ] && grep -q '^# stoker launcher' "$link" && grep -qF "$quoted/" "$link"; then
-    rm -f "$link" && say "Removed $link"
-fi
+for link in "$bin/stoker" "$bin/stoker-tray"; do
+    if [ -L "$link" ]; then
+        case $(readlink "$link") in "$app"/* | "$real_app"/*) rm -f "$link" && say "Removed $link" ;; esac
+    elif [ -f "$link" ] && grep -q '^# stoker launcher' "$link" && grep -qF "$quoted/" "$link"; then
+        rm -f "$link" && say "Removed $link"
+    fi
+done
 if [ -d "$app" ]; then rm -rf "$app" && say "Removed $app"; fi
 sockets=$(printf '%s\n' "$places" | sed -n 4p)
 if [ -n "$sockets" ] && [ -d "$sockets/empty" ]; then rm -rf "$sockets"; fi

@@ -46,13 +46,23 @@ find_python() {
   if command -v uv >/dev/null; then uv python find --no-project '>=3.11' 2>/dev/null; fi
 }
 
-# The tests call openssl (as a yardstick), curl (as a client) and shellcheck. Without root or
-# apt-get they are looked for, and what needs them says so.
+# What the tests call, as Debian packages: yardsticks and clients; a session bus and a user manager;
+# two desktops with panels; what builds and proves installers (wine only where it can run them).
+readonly PACKAGES="
+  openssl curl shellcheck
+  dbus dbus-x11 dbus-user-session systemd desktop-file-utils libxml2-utils libplist-utils
+  xvfb openbox libglib2.0-bin xfce4-panel xfconf xdotool xclip scrot imagemagick x11-utils x11-xserver-utils
+  sway waybar grim xwayland fonts-dejavu-core adwaita-icon-theme librsvg2-common
+  debootstrap lintian man-db nsis wine wine64
+"
+
+# Without root or apt-get, the tests that lack a program say so.
 debian_packages() {
-  local want=()
-  command -v openssl >/dev/null || want+=(openssl)
-  command -v curl >/dev/null || want+=(curl)
-  command -v shellcheck >/dev/null || want+=(shellcheck)
+  local package want=()
+  for package in $PACKAGES; do
+    [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] ||
+      want+=("$package")
+  done
   [[ -n $(find_python) ]] || want+=(python3)
   python3 -c 'import ensurepip' 2>/dev/null || want+=(python3-venv)
   ((${#want[@]})) || return 0
@@ -60,9 +70,18 @@ debian_packages() {
     echo "not installed (needs root and apt-get): ${want[*]}"
     return 0
   fi
+  install_packages "${want[@]}" || echo "apt-get could not install all of: ${want[*]}"
+}
+
+install_packages() {
+  local package there=()
   export DEBIAN_FRONTEND=noninteractive
-  { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${want[@]}"; } \
-    >/dev/null 2>&1 || echo "apt-get could not install: ${want[*]}"
+  apt-get update -qq >/dev/null 2>&1
+  for package; do
+    if apt-cache show "$package" >/dev/null 2>&1; then there+=("$package"); fi
+  done
+  apt-get install -y -qq --no-install-recommends "${there[@]}" >/dev/null 2>&1 &&
+    ((${#there[@]} == $#))
 }
 
 install_with_uv() {

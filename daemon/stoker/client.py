@@ -3,19 +3,17 @@
 Cheap to import and to use (the CLI starts fast, the tray stays small, so no HTTP library but the
 standard one); every call has a deadline; every failure is a `StokerError`. Each call makes its
 own connection, so a daemon that was restarted in between is no trouble. Not for: model answers,
-which any OpenAI client fetches from the endpoint, or Windows, which has no control socket yet.
+which any OpenAI client fetches from the endpoint.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import socket
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from http import HTTPStatus
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from urllib.parse import quote
@@ -23,7 +21,7 @@ from urllib.parse import quote
 import pydantic
 from pydantic import BaseModel, TypeAdapter
 
-from stoker import errors
+from stoker import errors, transport
 from stoker.paths import Paths
 from stoker.schemas import (
     DoneView,
@@ -46,7 +44,9 @@ if TYPE_CHECKING:
 
 VERSION_HEADER: Final = "X-Stoker-Version"
 
-CONNECT_S: Final = 2.0  # the kernel connects; only a daemon with a full backlog takes longer
+# The kernel connects; only a daemon with a full backlog takes long. Windows, though, asks again
+# for two seconds before it says that nobody listens.
+CONNECT_S: Final = 5.0 if sys.platform == "win32" else 2.0
 ANSWER_S: Final = 30.0  # a call that only looks or asks; a busy disk may make a list slow
 EVENT_S: Final = 45.0  # the daemon sends something every 15 s
 VERIFY_S: Final = 120.0  # between two lines; a dying disk retries for long
@@ -194,9 +194,10 @@ class StokerClient:
         """A good answer, to be read in the block. Foreign exceptions leave it as ours."""
         from http.client import HTTPException
 
-        connection = _connect(self._paths.control_socket, read_s)
+        route = transport.find(self._paths.control_socket)
+        connection = _connect(route, read_s)
         try:
-            connection.request(method, path, **_json(body))
+            connection.request(method, path, **_json(body, route.headers))
             with connection.getresponse() as answer:
                 self._check(answer)
                 yield answer
@@ -233,27 +234,20 @@ class StokerClient:
         return longest + LOAD_MARGIN_S
 
 
-def _connect(path: Path, read_s: float) -> HTTPConnection:
+def _connect(route: transport.Route, read_s: float) -> HTTPConnection:
     """A connection to the daemon. Raises DaemonNotRunning, DaemonNotReady."""
     from http.client import HTTPConnection
 
-    if not hasattr(socket, "AF_UNIX"):
-        msg = "Stoker cannot run on this system yet: Python has no UNIX sockets here"
-        raise errors.DaemonNotRunning(msg, hint="Run Stoker on Linux or macOS, or inside WSL.")
-    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        channel.settimeout(CONNECT_S)
-        channel.connect(os.fspath(path))
-        channel.settimeout(read_s)
+        channel = route.connect(CONNECT_S)
     except (TimeoutError, BlockingIOError) as error:  # its backlog is full
-        channel.close()
         msg = "the daemon is too busy to answer"
         raise errors.DaemonNotReady(msg) from error
     except OSError as error:
-        channel.close()
         msg = "Stoker is not running"
         raise errors.DaemonNotRunning(msg) from error
-    connection = HTTPConnection("stoker")
+    channel.settimeout(read_s)
+    connection = HTTPConnection(route.host)
     connection.sock = channel
     return connection
 
@@ -266,10 +260,11 @@ def _lines(answer: HTTPResponse) -> Iterator[bytes]:
         yield from lines
 
 
-def _json(body: object) -> dict[str, Any]:
+def _json(body: object, headers: dict[str, str]) -> dict[str, Any]:
     if body is None:
-        return {}
-    return {"body": json.dumps(body), "headers": {"Content-Type": "application/json"}}
+        return {"headers": headers}
+    kind = {"Content-Type": "application/json"}
+    return {"body": json.dumps(body), "headers": headers | kind}
 
 
 @contextmanager

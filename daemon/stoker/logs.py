@@ -69,12 +69,22 @@ def _handler(log_file: Path | None) -> tuple[logging.Handler, OSError | None]:
     if log_file is None:
         return logging.StreamHandler(sys.stderr), None
     try:
-        handler = logging.handlers.RotatingFileHandler(
+        handler = _RotatingLog(
             log_file, maxBytes=LOG_BYTES, backupCount=LOG_FILES - 1, encoding="utf-8"
         )
     except OSError as error:
         return logging.StreamHandler(sys.stderr), error
     return handler, None
+
+
+class _RotatingLog(logging.handlers.RotatingFileHandler):
+    def doRollover(self) -> None:  # noqa: N802  # the base's name
+        """Later, when it cannot be now: Windows renames no file that somebody reads."""
+        try:
+            super().doRollover()
+        except OSError:
+            if self.stream is None:
+                self.stream = self._open()
 
 
 def _shared_processors() -> list[structlog.typing.Processor]:

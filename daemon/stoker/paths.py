@@ -20,6 +20,7 @@ from stoker.errors import StoreUnsafe
 # sockaddr_un.sun_path holds 104 bytes on macOS and 108 on Linux, with the final NUL.
 _MAX_SOCKET_PATH: Final = 100
 _LONGEST_SOCKET_NAME: Final = "w-0123456789abcdef.sock"
+CONTROL_FILE: Final = "control.json"  # beside the control socket
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,11 @@ class Paths:
         return self.run / "control.sock"
 
     @property
+    def control_file(self) -> Path:
+        """Where the control plane is, and its token, when it listens on TCP (Windows)."""
+        return self.run / CONTROL_FILE
+
+    @property
     def worker_cwd(self) -> Path:
         """An empty folder: an engine scans its working folder for plug-in libraries."""
         return self.run / "empty"
@@ -136,15 +142,13 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Paths:
 
 def _run_folder(wanted: Path) -> Path:
     """The wanted folder, or a short one when a socket's path would not fit in it."""
+    if sys.platform == "win32":  # no sockets lie in it
+        return wanted
     if len(os.fsencode(wanted / _LONGEST_SOCKET_NAME)) <= _MAX_SOCKET_PATH:
         return wanted
     import hashlib
 
     key = hashlib.sha256(os.fsencode(wanted)).hexdigest()[:12]
-    if sys.platform == "win32":
-        import tempfile
-
-        return Path(tempfile.gettempdir()) / f"stoker-{key}"
     # Short, and the same in every session; the folder in it is ours alone, see `create`.
     return Path("/tmp") / f"stoker-{os.getuid()}-{key}"  # noqa: S108
 

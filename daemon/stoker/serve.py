@@ -5,6 +5,7 @@ Not for: any decision. Each service is told what it needs; nothing here is looke
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -22,10 +23,9 @@ from filelock import FileLock, Timeout
 from stoker import __version__, logs, paths, sd_listen, sd_notify, settings
 from stoker.api import server_state
 from stoker.api.control import create_control_app
+from stoker.api.control_transport import control_listening
 from stoker.api.endpoint import Endpoint
 from stoker.api.inference import create_inference_app
-from stoker.api.listen import listening
-from stoker.api.peer import PeerCheckedProtocol, bind_control
 from stoker.api.server_state import ServerState
 from stoker.api.services import Services
 from stoker.api.switch import ServerSwitch
@@ -60,6 +60,8 @@ def main(*, log_to_stderr: bool = False) -> None:
     logs.configure(wishes.log_level, None if log_to_stderr else places.log_file)
     with _only_instance(places), Endpoint(wishes.host, wishes.port, inherited) as endpoint:
         uvloop = sys.platform != "win32" and find_spec("uvloop") is not None
+        if sys.platform == "win32":
+            _hold_children()
         anyio.run(_serve, places, wishes, endpoint, backend_options={"use_uvloop": uvloop})
 
 
@@ -74,13 +76,7 @@ async def _serve(places: Paths, wishes: Settings, endpoint: Endpoint) -> None:
         stack.push_async_callback(services.history.close)
         await stack.enter_async_context(_running(services.lifecycle.run))
         await stack.enter_async_context(_running(services.puller.run))
-        await stack.enter_async_context(
-            listening(
-                create_control_app(services),
-                bind_control(places.control_socket),
-                protocol=PeerCheckedProtocol,
-            )
-        )
+        await stack.enter_async_context(control_listening(create_control_app(services), places))
         await stack.enter_async_context(endpoint.running(create_inference_app(services)))
         await services.server.start()
         stack.callback(services.bus.publish, Goodbye())
@@ -181,6 +177,10 @@ async def _running(
 @asynccontextmanager
 async def _signals(stop: anyio.Event) -> AsyncIterator[None]:
     """The first TERM or INT asks for a graceful stop; on leaving, the next one ends the process."""
+    if sys.platform == "win32":  # its event loop takes no signals
+        with handled(stop, signal.SIGINT, signal.SIGBREAK):
+            yield
+        return
 
     async def watch(*, task_status: TaskStatus[None]) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
@@ -193,6 +193,31 @@ async def _signals(stop: anyio.Event) -> AsyncIterator[None]:
         await tasks.start(watch)
         yield
         tasks.cancel_scope.cancel()
+
+
+@contextmanager
+def handled(stop: anyio.Event, *numbers: int) -> Iterator[None]:
+    """The same by handlers of Python's own, which run between two steps of the event loop."""
+    loop = asyncio.get_running_loop()
+
+    def heard(number: int, frame: object) -> None:
+        _ = frame
+        log.info("signal", name=signal.Signals(number).name)
+        loop.call_soon_threadsafe(stop.set)
+
+    before = {number: signal.signal(number, heard) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _hold_children() -> None:
+    from stoker.engine.job_object import hold_children
+
+    if not hold_children():
+        log.warning("job_object_refused")
 
 
 @contextmanager

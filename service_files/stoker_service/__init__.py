@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from stoker_service.base import Autostart, Part, PartState, Program, Record, Wish
-from stoker_service.program import find, same_home
+from stoker_service.program import check_owner, find, same_home
 
 __all__ = [
     "Autostart",
@@ -24,6 +24,7 @@ __all__ = [
     "Program",
     "Record",
     "Wish",
+    "check_owner",
     "choose",
     "find",
     "same_home",

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from stoker.errors import AutostartFailed
-from stoker_service.base import Program
+from stoker.errors import AutostartBlocked, AutostartFailed
+from stoker_service.base import Autostart, Part, Program
 
 # Without STOKER_HOME, these say where the home is; a session at login may not have them.
 _FOLDERS: Final = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
@@ -46,6 +46,20 @@ def find(environ: Mapping[str, str] = os.environ) -> Program:
 def same_home(one: Iterable[tuple[str, str]], other: Iterable[tuple[str, str]]) -> bool:
     """Whether two programs' environments lead to the same home of Stoker."""
     return _home(dict(one)) == _home(dict(other))
+
+
+def check_owner(back_end: Autostart, program: Program) -> None:
+    """Raise AutostartBlocked when the Stoker of another home, still there, starts at login.
+
+    Each system has one entry for each user: a second installation must not take it over unasked.
+    """
+    noted = back_end.installed()
+    if noted is None or not noted.program or same_home(noted.environment, program.environment):
+        return
+    if Path(noted.program[0]).exists() and back_end.status()[Part.DAEMON].enabled:
+        command = " ".join(noted.program[:-1])
+        msg = f"the Stoker of another home starts at login: {noted.program[0]}"
+        raise AutostartBlocked(msg, hint=f"Switch that one off first: {command} autostart off")
 
 
 def _home(environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -21,10 +21,9 @@ import httpx2
 
 from stoker.api import server_state
 from stoker.api.control import create_control_app
+from stoker.api.control_transport import control_listening
 from stoker.api.endpoint import Endpoint
 from stoker.api.inference import create_inference_app
-from stoker.api.listen import listening
-from stoker.api.peer import PeerCheckedProtocol, bind_control
 from stoker.api.services import Services
 from stoker.api.switch import ServerSwitch
 from stoker.client import StokerClient
@@ -256,11 +255,7 @@ async def _serving(
         stack.callback(tasks.cancel_scope.cancel)
         await tasks.start(lifecycle.run)
         await tasks.start(puller.run)
-        control = listening(
-            create_control_app(services),
-            bind_control(places.control_socket),
-            protocol=PeerCheckedProtocol,
-        )
+        control = control_listening(create_control_app(services), places)
         await stack.enter_async_context(control)
         await stack.enter_async_context(endpoint.running(create_inference_app(services)))
         await services.server.start()

@@ -382,6 +382,48 @@ async def test_changes_are_published() -> None:
         ]
 
 
+async def test_traffic_is_told_to_who_listens() -> None:
+    """That a model became busy, and in the end that it is not."""
+    async with serving(behaviours={"m": Behaviour(delay_ms=20)}) as served:
+        await served.lifecycle.load("m")
+        with served.bus.subscribe() as subscription, anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(lambda: served.chat(stream=True, max_tokens=60))
+                told = []
+                async for event in subscription:
+                    if isinstance(event, ModelChanged):
+                        told.append(event.model.in_flight)
+                    if told[-2:] == [1, 0]:
+                        break
+
+        assert set(told) == {0, 1}
+
+
+async def test_changing_models_lets_a_running_answer_end() -> None:
+    """The other one leaves after it; whoever it was loaded for got everything."""
+    async with serving(models=("a", "b"), behaviours={"a": Behaviour(delay_ms=10)}) as served:
+        await served.lifecycle.load("a")
+        a = ModelId("a")
+        lines: list[str] = []
+
+        async def ask() -> None:
+            lines.append((await served.chat("a", stream=True, max_tokens=60)).text)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            await served.until(lambda: served.lifecycle.view(a).in_flight == 1)
+
+            used = await served.lifecycle.use("b")
+            freed = await served.lifecycle.free()
+
+            assert used.state is ModelState.READY
+            assert freed.models == ("b",)
+            assert served.lifecycle.view(a).in_flight == 1
+
+        assert lines[0].endswith("[DONE]\n\n")
+        await served.until(lambda: not served.lifecycle.in_use(a))
+
+
 async def test_damaged_model_is_not_served() -> None:
     """A byte flipped on disk is found before the load; the file goes to quarantine."""
     async with serving() as served:

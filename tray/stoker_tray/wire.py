@@ -8,6 +8,7 @@ with parsed JSON or a `StokerError`, and the stream never waits. Not for: what t
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -21,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from stoker import errors
+from stoker import errors, transport
 from stoker_tray.answer import (
     BODY_BYTES,
     HEAD_BYTES,
@@ -36,11 +37,15 @@ from stoker_tray.answer import (
 ANSWER_S: Final = 30.0  # a call that only looks or asks; a busy disk may make a list slow
 EVENTS: Final = "/events?resources=false"  # samples are asked for only while the menu is open
 
+# A UNIX socket connects at once. So does TCP to somebody who listens; Windows, though, asks again
+# for two seconds when nobody does.
+_CONNECT_S: Final = 0.5
 _PIECE_BYTES: Final = 64 * 1024
 _PIECES: Final = 16  # for one `read`, so that a flood of events leaves time for clicks
 _OK: Final = 200
 _FAILED: Final = 400
 
+_OURS_TO_BLAME: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _UCRED: Final = struct.Struct("iII")  # Linux: pid, uid, gid
 _XUCRED: Final = struct.Struct("II")  # macOS and the BSDs: version, uid, then groups we skip
 _XUCRED_BYTES: Final = 76
@@ -88,10 +93,11 @@ def call(
 ) -> object:
     """The daemon's answer, parsed. Raises DaemonNotRunning, DaemonNotReady, or what it reports."""
     deadline = time.monotonic() + timeout_s
-    with _connect(socket_path) as channel, (hangup or Hangup()).over(channel):
+    route = transport.find(socket_path)
+    with _connect(route) as channel, (hangup or Hangup()).over(channel):
         try:
             channel.settimeout(timeout_s)
-            channel.sendall(_request(method, target, body))
+            channel.sendall(_request(route, method, target, body))
             status, text = _whole_answer(channel, deadline)
         except TimeoutError as error:
             msg = f"the daemon gave no answer within {timeout_s:g} s"
@@ -122,7 +128,8 @@ def _whole_answer(channel: socket.socket, deadline: float) -> tuple[int, bytes]:
 class EventStream:
     """The daemon's events, for a `select` on `fileno`. No method ever waits.
 
-    Raises DaemonNotRunning or DaemonNotReady when it cannot be opened.
+    Raises DaemonNotRunning or DaemonNotReady when it cannot be opened; over TCP that may take
+    half a second.
     """
 
     def __init__(self, socket_path: Path) -> None:
@@ -130,10 +137,11 @@ class EventStream:
         self._events = EventParser()
         self._refusal = bytearray()  # the body of an answer that is an error
         self._ended = False
-        self._channel = _connect(socket_path)
+        route = transport.find(socket_path)
+        self._channel = _connect(route)
         try:
             # It fits into any socket's buffer: all of it is sent, or nothing.
-            self._channel.send(_request("GET", EVENTS, None))
+            self._channel.send(_request(route, "GET", EVENTS, None))
         except OSError as error:
             self.close()
             raise went_away() from error
@@ -187,9 +195,10 @@ class EventStream:
         return []
 
 
-def _request(method: str, target: str, body: object) -> bytes:
+def _request(route: transport.Route, method: str, target: str, body: object) -> bytes:
     """`target` is quoted already."""
-    lines = [f"{method} {target} HTTP/1.1", "Host: stoker", "Connection: close"]
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {route.host}", "Connection: close"]
+    lines += [f"{name}: {value}" for name, value in route.headers.items()]
     content = b"" if body is None else json.dumps(body).encode()
     if body is not None:
         lines += ["Content-Type: application/json"]
@@ -198,30 +207,34 @@ def _request(method: str, target: str, body: object) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("ascii") + content
 
 
-def _connect(path: Path) -> socket.socket:
+def _connect(route: transport.Route) -> socket.socket:
     """A socket to this user's daemon; it does not block. Raises DaemonNotRunning, NotReady."""
-    if not hasattr(socket, "AF_UNIX"):
-        msg = "Stoker cannot run on this system yet: Python has no UNIX sockets here"
-        raise errors.DaemonNotRunning(msg, hint="Run Stoker on Linux or macOS, or inside WSL.")
+    on_tcp = route.socket_path is None
     try:
-        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    except OSError as error:  # no descriptors, no memory
-        raise errors.DaemonNotReady(f"cannot reach the daemon: {error.strerror}") from error
-    try:
-        channel.settimeout(0)
-        channel.connect(os.fspath(path))
-        ours = _peer_uid(channel) == os.getuid()
+        channel = route.connect(_CONNECT_S if on_tcp else 0)
     except BlockingIOError as error:  # its backlog is full
-        channel.close()
         raise errors.DaemonNotReady("the daemon is too busy to answer") from error
     except OSError as error:
-        channel.close()
+        if error.errno in _OURS_TO_BLAME:
+            raise errors.DaemonNotReady(f"cannot reach the daemon: {error.strerror}") from error
         raise errors.DaemonNotRunning("Stoker is not running") from error
-    if not ours:
+    channel.settimeout(0)
+    # Over TCP the daemon asks for a token that only this user's programs know.
+    if not on_tcp and not _is_ours(channel):
         channel.close()
-        msg = f"the socket {path} belongs to another user"
+        msg = f"the socket {route.socket_path} belongs to another user"
         raise errors.DaemonNotRunning(msg, hint="Set STOKER_HOME to a folder that is yours.")
     return channel
+
+
+def _is_ours(channel: socket.socket) -> bool:
+    """Whether the user who listens at the other end, as the kernel knows it, is this one."""
+    if sys.platform == "win32":
+        return False  # there are no UNIX sockets
+    try:
+        return _peer_uid(channel) == os.getuid()
+    except OSError:
+        return False
 
 
 def _peer_uid(channel: socket.socket) -> int | None:

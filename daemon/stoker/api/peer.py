@@ -1,7 +1,7 @@
 """The control socket's own guard: file modes, the kernel's word on who calls, stale sockets.
 
-Not for: what a caller may do. Everyone who gets through is the user who started the daemon.
-There is no control plane without UNIX sockets yet (Windows).
+Not for: what a caller may do. Everyone who gets through is the user who started the daemon; or
+for systems without UNIX sockets (`control_transport` has a token there).
 """
 
 from __future__ import annotations
@@ -65,10 +65,9 @@ def bind_control(path: Path) -> socket.socket:
     there, and StoreUnsafe when the folder or the file is not ours; then nothing is touched.
     """
     if sys.platform == "win32":
-        msg = "the control plane needs UNIX sockets, which Python has no access to on Windows"
-        raise RuntimeUnsupported(msg, hint="Run Stoker on Linux or macOS, or inside WSL.")
+        raise RuntimeUnsupported("Python has no UNIX sockets on Windows")
     _make_private(path.parent)
-    _clear(path)
+    clear_socket(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(os.fspath(path))
@@ -90,7 +89,8 @@ def _make_private(folder: Path) -> None:
         folder.chmod(0o700)
 
 
-def _clear(path: Path) -> None:
+def clear_socket(path: Path) -> None:
+    """Remove what a dead daemon left there. Raises DaemonAlreadyRunning, StoreUnsafe."""
     try:
         info = path.lstat()
     except FileNotFoundError:

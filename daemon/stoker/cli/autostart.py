@@ -45,8 +45,10 @@ def on(
     ),
 ) -> None:
     """Start Stoker and its tray icon at login."""
-    from stoker_service import Part, choose, find
+    from stoker_service import Part, check_owner, choose, find
 
+    back_end = choose()
+    check_owner(back_end, find())
     parts = _parts(daemon=daemon, tray=tray)
     if Part.DAEMON not in parts and (on_demand or linger or hardened):
         msg = "--on-demand, --linger and --hardened are about the daemon, not the tray icon"
@@ -57,7 +59,7 @@ def on(
         linger=linger,
         hardened=hardened,
     )
-    for sentence in choose().install(parts, wish):
+    for sentence in back_end.install(parts, wish):
         print(clean_line(sentence))
     print("To undo it: stoker autostart off")
     if Part.DAEMON in parts:
@@ -68,9 +70,11 @@ def on(
 
 def off(daemon: bool = _DAEMON, tray: bool = _TRAY) -> None:
     """Start nothing at login any more; what runs goes on running."""
-    from stoker_service import choose
+    from stoker_service import check_owner, choose, find
 
-    done = choose().uninstall(_parts(daemon=daemon, tray=tray))
+    back_end = choose()
+    check_owner(back_end, find())
+    done = back_end.uninstall(_parts(daemon=daemon, tray=tray))
     for sentence in done or ("Nothing of Stoker was set to start at login.",):
         print(clean_line(sentence))
 
@@ -109,9 +113,10 @@ def refresh() -> None:
 
     Installers do this after an upgrade. Nothing is switched on.
     """
-    from stoker_service import choose, find
+    from stoker_service import check_owner, choose, find
 
     back_end = choose()
+    check_owner(back_end, find())
     parts = [part for part, state in back_end.status().items() if state.enabled]
     if not parts:
         print("Nothing of Stoker starts at login.")

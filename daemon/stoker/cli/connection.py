@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 def daemon() -> Iterator[StokerClient]:
     """A client of this user's daemon. Raises DaemonNotRunning, at the latest at its first call."""
     places = paths.from_environment()
-    if not places.control_socket.exists():  # told at once, without loading a client
+    if not (
+        places.control_socket.exists() or places.control_file.exists()
+    ):  # told at once, without loading a client
         raise errors.DaemonNotRunning("Stoker is not running")
     from stoker.client import StokerClient
 

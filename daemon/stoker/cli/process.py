@@ -204,7 +204,7 @@ def _find(places: Paths) -> tuple[psutil.Process | None, bool]:
         pid = None if status is None else status.daemon.pid
         answers = True
     except errors.DaemonError as error:
-        pid = socket_owner(places.control_socket)
+        pid = owner(places)
         if pid is None:
             raise
         answers = not isinstance(error, errors.DaemonNotReady)
@@ -259,6 +259,16 @@ def gone(process: psutil.Process, patience_s: float) -> bool:
         if time.monotonic() >= deadline:
             return False
         time.sleep(_POLL_S)
+
+
+def owner(places: Paths) -> int | None:
+    """The pid of the daemon that listens on the control plane; None when it cannot be told."""
+    from stoker import transport
+
+    found = transport.read(places.control_file)
+    if found is not None and transport.is_alive(found):
+        return found.pid
+    return socket_owner(places.control_socket)
 
 
 def socket_owner(path: Path) -> int | None:

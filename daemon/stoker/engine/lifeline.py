@@ -3,7 +3,8 @@
 Runs inside the worker process, before and beside the engine; standard library only. Two cords
 hold a worker to its parent. The pipe on stdin: its end is the order to stop, seen by a thread.
 And on Linux the parent-death signal, for as long as a loading engine keeps that thread from
-running (a native load can hold the interpreter's lock from beginning to end).
+running (a native load can hold the interpreter's lock from beginning to end). On Windows the
+daemon's job object does the same (`job_object`).
 """
 
 from __future__ import annotations

@@ -93,6 +93,7 @@ class WorkerProcess:
         self._process = process
         self._spawn = spawn
         self._address = spawn.address
+        self._engine_pid = process.pid
         self._asked = False
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._greeting: Future[dict[str, Any] | None] = Future()
@@ -143,7 +144,7 @@ class WorkerProcess:
 
     @cached_property
     def _usage(self) -> psutil.Process:
-        return psutil.Process(self.pid)  # reads the start time: ten times the cost of one look
+        return psutil.Process(self._engine_pid)  # reads the start time: ten times the cost of one look
 
     def resident_bytes(self) -> int | None:
         if self._exit.done():
@@ -158,6 +159,9 @@ class WorkerProcess:
         greeting = await asyncio.shield(asyncio.wrap_future(self._greeting))
         if greeting is not None and isinstance(greeting.get("port"), int):
             self._address = replace(self._address, port=greeting["port"])
+        if sys.platform == "win32" and greeting is not None:
+            # A virtual environment's python.exe there starts the real one and waits for it.
+            self._engine_pid = int(greeting.get("pid", self.pid))
         return greeting
 
     async def wait(self) -> ExitReport:

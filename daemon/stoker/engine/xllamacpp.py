@@ -14,6 +14,7 @@ from typing import Final
 import anyio
 import structlog
 
+from stoker import transport
 from stoker.engine.base import Address, Worker
 from stoker.engine.canary import Canary
 from stoker.engine.probe import answers_decode
@@ -54,7 +55,7 @@ class XllamacppEngine:
         self._check_supported()
         key = secrets.token_urlsafe(32)
         socket = None
-        if sys.platform != "win32":
+        if not transport.over_tcp():
             socket = self._paths.run / f"w-{secrets.token_hex(8)}.sock"
         spawn = Spawn(
             command=_COMMAND,

@@ -162,7 +162,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
             os.kill(pid, number)
         else:
             os.killpg(pid, number)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # the latter is Windows' word for it
         pass  # it ended by itself
 
 

@@ -38,10 +38,10 @@ class Blobs:
         target = self.path(digest)
         with disk.wrapped("store a file", target):
             self._make_folder(target.parent)
+            partial.close()  # Windows renames no open file
             disk.rename(partial.path, target)
             disk.sync_folder(target.parent)
             partial.forget_sidecar()
-            partial.close()
             return Signature.of(target.lstat())
 
     def signature(self, digest: Digest) -> Signature | None:

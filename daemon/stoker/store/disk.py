@@ -156,12 +156,21 @@ def sync_folder(path: Path) -> None:
 
 def rename(source: Path, target: Path) -> None:
     """Replaces ``target`` in one step; on the same file system only."""
+    _make_writable(target)
     source.replace(target)
 
 
 def unlink(path: Path) -> None:
     """Gone when this returns, also when it was not there."""
+    _make_writable(path)
     path.unlink(missing_ok=True)
+
+
+def _make_writable(path: Path) -> None:
+    """Elsewhere the folder's mode decides over a name; Windows keeps a file that is read-only."""
+    if sys.platform == "win32":
+        with suppress(OSError):
+            path.chmod(stat.S_IREAD | stat.S_IWRITE)
 
 
 def make_read_only(descriptor: int, path: Path) -> None:

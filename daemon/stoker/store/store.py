@@ -152,7 +152,7 @@ class Store:
             links = [self._root / layout.view_file(manifest.id, file.name) for file in parts]
             for link, file in zip(links, parts, strict=True):
                 disk.unlink(link)
-                link.symlink_to(self.path(file.digest))
+                _point(link, self.path(file.digest))
         return links[0]
 
     def has(self, digest: Digest, size: int) -> bool:
@@ -375,6 +375,13 @@ class Store:
             for link in folder.iterdir():
                 disk.unlink(link)
             folder.rmdir()
+
+
+def _point(link: Path, blob: Path) -> None:
+    if sys.platform == "win32":  # only an administrator makes symbolic links there
+        link.hardlink_to(blob)
+    else:
+        link.symlink_to(blob)
 
 
 def _parts(manifest: Manifest) -> list[ManifestFile]:

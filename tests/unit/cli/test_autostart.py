@@ -13,7 +13,7 @@ import stoker_service
 from stoker import errors, paths, schemas
 from stoker.cli import autostart, process
 from stoker_service import Part, PartState, Record, Wish
-from tests.fakes.service_home import PROGRAM
+from tests.fakes.service_home import PROGRAM, wish
 
 from .conftest import Run, StubClient
 
@@ -184,6 +184,25 @@ def test_refresh_renews_what_is_on_and_keeps_its_wishes(
     run("autostart", "off")
     assert run("autostart", "refresh").out == "Nothing of Stoker starts at login.\n"
     assert back_end.wishes == {}
+
+
+@pytest.mark.parametrize("command", ["on", "off", "refresh"])
+def test_the_entry_of_another_home_is_left_alone(
+    run: Run, back_end: FakeAutostart, tmp_path: Path, command: str
+) -> None:
+    """As long as its program is there, only that one's own command may change it."""
+    other = tmp_path / "stoker"
+    other.touch()
+    back_end.noted = Record(program=(str(other), "serve"), environment=(("STOKER_HOME", "/else"),))
+    back_end.install([Part.DAEMON], wish())
+
+    refused = run("autostart", command)
+    assert refused.code == 4
+    assert f"{other} autostart off" in refused.err
+    assert back_end.wishes == {Part.DAEMON: wish()}
+
+    other.unlink()
+    assert run("autostart", command).code == 0
 
 
 # --- start and stop --------------------------------------------------------------------------

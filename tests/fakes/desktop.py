@@ -1,0 +1,224 @@
+"""A desktop on a virtual screen, with a real panel: what a person would see and click.
+
+``with Desktop(XFCE, artefacts) as desktop:`` runs an X server without a screen, a session bus, a
+window manager and the panel; everything ends with the block. Pictures go to `artefacts`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from pathlib import Path
+from types import TracebackType
+
+from PIL import Image, ImageGrab
+
+from tests.fakes.desktop_menu import Entry
+from tests.fakes.desktop_panels import SCREEN, Panel
+from tests.fakes.desktop_pictures import Box, changed, highlighted, middle, without
+from tests.fakes.desktop_programs import PATIENCE_S, wait_until
+from tests.fakes.desktop_session import Session
+
+SCAN_PX = 5  # less than half of any panel's row
+HIGHLIGHT_S = 0.2  # a panel highlights what is pointed at within two or three frames
+SCANS = 3
+
+
+class Desktop(Session):
+    """See the module."""
+
+    def __init__(self, panel: Panel, artefacts: Path) -> None:
+        super().__init__(artefacts)
+        self.panel = panel
+        self.name = panel.name
+        self.display = ""
+        self.empty: Image.Image  # the screen before the tray came
+        self._pictures = 0
+
+    # --- life --------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self.folder.chmod(0o711)  # sway, as another user, has a folder in it
+        self._start_screen()
+        self._start_bus()
+        self.panel.surround(self.programs, self.folder)
+        self._start_panel()
+        self.empty = self.settled()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is not None:
+                self.picture("failed")
+        finally:
+            super().__exit__(kind, error, trace)
+
+    def restart_panel(self) -> None:
+        self.programs.end("panel", hard=True)
+        self._start_panel()
+
+    def _start_panel(self) -> None:
+        self.panel.run(self.programs, self.folder)
+        self.programs.wait_until(self.published.has_host, "a panel with a tray")
+
+    def _start_screen(self) -> None:
+        ours, theirs = os.pipe()
+        try:
+            self.programs.start(
+                "xvfb",
+                *("Xvfb", "-displayfd", str(theirs), "-screen", "0", f"{SCREEN[0]}x{SCREEN[1]}x24"),
+                *("-nolisten", "tcp", "-noreset", "-br", "-ac"),  # -ac: sway is another user
+                pass_fds=(theirs,),
+            )
+            number = ""
+            while not number.endswith("\n"):
+                ready, _, _ = select.select([ours], [], [], PATIENCE_S)
+                assert ready, self.programs.log_of("xvfb")
+                number += os.read(ours, 16).decode()
+        finally:
+            os.close(ours)
+            os.close(theirs)
+        self.display = f":{number.strip()}"
+        self.programs.environ["DISPLAY"] = self.display
+
+    def _start_bus(self) -> None:
+        """One that starts services, as xfce4-panel needs, in this session's own folders."""
+        self.programs.start(
+            "bus",
+            *("dbus-daemon", "--session", "--nofork", "--nopidfile"),
+            f"--address={self.bus_address}",
+        )
+        self.programs.wait_until((self.folder / "bus").exists, "the session bus")
+
+    # --- eyes --------------------------------------------------------------------------------
+
+    def look(self) -> Image.Image:
+        """The screen now, without the pointer."""
+        return ImageGrab.grab(xdisplay=self.display).convert("RGB")
+
+    def settled(self) -> Image.Image:
+        """The screen, once three looks in a row were the same."""
+        seen: list[bytes] = []
+
+        def still() -> Image.Image | None:
+            now = self.look()
+            seen.append(now.tobytes())
+            return now if len(seen) > 2 and seen[-1] == seen[-2] == seen[-3] else None
+
+        return wait_until(still, "a screen that stands still")
+
+    def picture(self, name: str) -> Path:
+        """Keep a picture of the screen."""
+        self._pictures += 1
+        path = self.artefacts / f"{self.panel.name}-{self._pictures:02}-{name}.png"
+        self.look().save(path)
+        return path
+
+    def icon_box(self) -> Box:
+        """Where the tray's icon is: what differs from the empty desktop, with no menu open."""
+        wait_until(lambda: changed(self.empty, self.look()), "an icon in the panel")
+        box = changed(self.empty, self.settled())
+        assert box is not None
+        return box
+
+    def icon(self) -> Image.Image:
+        """The icon as the panel draws it."""
+        return self.settled().crop(self.icon_box())
+
+    # --- hands -------------------------------------------------------------------------------
+
+    def point(self, x: int, y: int) -> None:
+        self.programs.run("xdotool", "mousemove", str(x), str(y))
+
+    def click(self, x: int, y: int, button: int = 1) -> None:
+        self.programs.run("xdotool", "mousemove", str(x), str(y), "click", str(button))
+
+    def open_menu(self, button: int = 3) -> Box:
+        """Click the icon with a button of the mouse; where the menu has opened."""
+        icon = self.icon_box()
+        before = self.settled()
+        self.click(*middle(icon), button=button)
+        return self._opened(before, icon)
+
+    def close_menu(self) -> None:
+        """Click where nothing is."""
+        self.click(*self._nowhere())
+        self.settled()
+
+    def choose(self, *path: str, picture: str | None = None) -> None:
+        """Open the menu and click the entry that this path of texts (or their beginnings) names.
+
+        The entries that the panel draws as selectable must be those that the tray publishes.
+        """
+        box, level = self.open_menu(), self.published.menu()
+        for depth, text in enumerate(path):
+            entry = next((e for e in level.selectable if e.text.startswith(text)), None)
+            assert entry is not None, f"no {text!r} to click: {level.texts()}"
+            row = self._rows(box, level)[level.selectable.index(entry)]
+            if depth < len(path) - 1:
+                box, level = self._open_submenu(box, row), entry
+        self.point(*middle(row))
+        if picture is not None:
+            self.settled()
+            self.picture(picture)
+        self.click(*middle(row))
+        self.settled()
+
+    def _open_submenu(self, menu: Box, row: Box) -> Box:
+        self.point(*self._nowhere())
+        before = self.settled()
+        self.click(*middle(row))
+        return self._opened(before, menu)
+
+    def _opened(self, before: Image.Image, covered: Box) -> Box:
+        """The box of what has appeared outside of what is covered."""
+        hidden = without(before, covered)
+        wait_until(lambda: changed(hidden, without(self.look(), covered)), "a menu")
+        box = changed(hidden, without(self.settled(), covered))
+        assert box is not None
+        return box
+
+    def _rows(self, box: Box, level: Entry) -> list[Box]:
+        """The rows of an open menu that light up under the pointer, from top to bottom."""
+        for _ in range(SCANS):
+            rows = self._scan(box)
+            if len(rows) == len(level.selectable):
+                return rows
+        texts = [entry.text for entry in level.selectable]
+        msg = f"{len(rows)} rows can be selected in the panel, not {len(texts)}: {texts}"
+        raise AssertionError(msg)
+
+    def _scan(self, box: Box) -> list[Box]:
+        self.point(*self._nowhere())
+        before = self.settled()
+        x, y = middle(box)[0], box[1] + 2
+        rows: list[Box] = []
+        while y < box[3]:
+            self.point(x, y)
+            row = self._lit(before, box, y)
+            if row is not None:
+                rows.append(row)
+            y = y + SCAN_PX if row is None else row[3] + 1
+        return rows
+
+    def _lit(self, before: Image.Image, box: Box, y: int) -> Box | None:
+        try:
+            return wait_until(
+                lambda: highlighted(before, self.look(), box, y), "a row", HIGHLIGHT_S
+            )
+        except AssertionError:
+            return None
+
+    def _nowhere(self) -> tuple[int, int]:
+        """A place where the desktop shows: no panel, no menu."""
+        now, width, height = self.look(), *SCREEN
+        places = ((x, y) for y in range(height // 2, height, 50) for x in (width // 2, 30))
+        for x, y in (*places, (30, height // 3), (width - 30, height // 3)):
+            around = (x - 20, y - 20, x + 20, y + 20)
+            if now.crop(around).getcolors(1) == [(40 * 40, (0, 0, 0))]:
+                return x, y
+        raise AssertionError("menus cover the whole desktop")
