@@ -172,6 +172,23 @@ has uv || "$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || fail \
     "This command mends it; then run the installer again:
     $(mending_command)"
 
+# The built-in engine's wheel brings all but this: every desktop has it, a bare system may not.
+has_openmp() { # has_openmp PYTHON
+    [ "$(uname)" != Linux ] || "$1" -I -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' >/dev/null 2>&1
+}
+
+openmp_command() {
+    sudo='sudo '
+    if [ "$(id -u)" -eq 0 ]; then sudo=; fi
+    if has apt-get; then say "${sudo}apt-get update && ${sudo}apt-get install -y libgomp1"
+    elif has dnf; then say "${sudo}dnf install -y libgomp"
+    elif has pacman; then say "${sudo}pacman -S --needed gcc-libs"
+    elif has zypper; then say "${sudo}zypper install -y libgomp1"
+    elif has apk; then say "${sudo}apk add libgomp"
+    else say "(install the package that brings libgomp.so.1)"
+    fi
+}
+
 # --- one installer at a time, and what an interruption undoes ------------------------------------
 
 mkdir -p "$app" "$bin" || fail "$app and $bin cannot be written" "Name another place with --prefix DIR."
@@ -285,6 +302,9 @@ else
         fail "its Python packages could not be installed." \
             "Check the network and pip's settings, then run it again. All output: $log"
     fi
+    has_openmp "$new/bin/python" || fail "the engine needs the library libgomp.so.1, and it is not here." \
+        "This command mends it; then run the installer again:
+    $(openmp_command)"
     : >"$new/.complete"
 fi
 
@@ -427,7 +447,6 @@ if [ -n "$start_daemon$was_running" ]; then
         say "  Chat       $show run $id"
     fi
     say "  Stop       $show stop      (again: $show start)"
-    if [ "$login" = on ]; then say "  Login      Stoker and its tray icon start at login; to undo: $show autostart off"; fi
     better=$(stoker doctor --json 2>/dev/null | json_field recommended 0 name) || better=
     if [ -n "$better" ] && [ "$better" != "$model" ]; then
         say "  Better     $show pull $better      (recommended for this machine)"
@@ -435,6 +454,7 @@ if [ -n "$start_daemon$was_running" ]; then
 else
     say "  Start      $show start"
 fi
+if [ "$login" = on ]; then say "  Login      Stoker and its tray icon start at login; to undo: $show autostart off"; fi
 uninstall=$source_folder/installers/uninstall.sh
 case $uninstall in *[!A-Za-z0-9_/.@+-]*) uninstall=$(quote "$uninstall") ;; esac
 if [ -n "$prefix" ]; then uninstall="$uninstall --prefix $(quote "$STOKER_HOME")"; fi

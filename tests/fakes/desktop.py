@@ -15,7 +15,7 @@ from PIL import Image, ImageGrab
 
 from tests.fakes.desktop_menu import Entry
 from tests.fakes.desktop_panels import SCREEN, Panel
-from tests.fakes.desktop_pictures import Box, changed, highlighted, middle, without
+from tests.fakes.desktop_pictures import Box, appeared, changed, highlighted, middle
 from tests.fakes.desktop_programs import PATIENCE_S, wait_until
 from tests.fakes.desktop_session import Session
 
@@ -175,11 +175,10 @@ class Desktop(Session):
         return self._opened(before, menu)
 
     def _opened(self, before: Image.Image, covered: Box) -> Box:
-        """The box of what has appeared outside of what is covered."""
-        hidden = without(before, covered)
-        wait_until(lambda: changed(hidden, without(self.look(), covered)), "a menu")
-        box = changed(hidden, without(self.settled(), covered))
-        assert box is not None
+        """The box of the menu that has appeared, outside of what is covered."""
+        wait_until(lambda: appeared(before, self.look(), covered), "a menu")
+        box = appeared(before, self.settled(), covered)
+        assert box is not None, "the menu has gone again"
         return box
 
     def _rows(self, box: Box, level: Entry) -> list[Box]:

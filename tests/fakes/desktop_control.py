@@ -71,6 +71,11 @@ class ScriptedControl:
         with self._lock:
             return len(self._streams)
 
+    def become(self, status: StatusView) -> None:
+        """From now on this is the status; tell every stream."""
+        self.status = status
+        self.publish(Snapshot(status=status))
+
     def publish(self, *events: Event) -> None:
         """Send these to every stream."""
         for event in events:

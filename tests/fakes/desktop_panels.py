@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.fakes.desktop_programs import Programs
@@ -20,7 +21,7 @@ _XFCE_PANEL = """<?xml version="1.0" encoding="UTF-8"?>
   <property name="configver" type="int" value="2"/>
   <property name="panels" type="array">
     <value type="int" value="1"/>
-    <property name="dark-mode" type="bool" value="true"/>
+    <property name="dark-mode" type="bool" value="{dark}"/>
     <property name="panel-1" type="empty">
       <property name="position" type="string" value="p=10;x=0;y=0"/>
       <property name="length" type="uint" value="100"/>
@@ -92,11 +93,11 @@ def _openbox(programs: Programs, folder: Path) -> None:
     programs.start("wm", "openbox")
 
 
-def _xfce(programs: Programs, folder: Path) -> None:
+def _xfce(programs: Programs, folder: Path, *, dark: bool = True) -> None:
     channels = folder / "home/.config/xfce4/xfconf/xfce-perchannel-xml"
     if not channels.exists():
         channels.mkdir(parents=True)
-        (channels / "xfce4-panel.xml").write_text(_XFCE_PANEL)
+        (channels / "xfce4-panel.xml").write_text(_XFCE_PANEL.format(dark=str(dark).lower()))
     programs.start("panel", "xfce4-panel", "--disable-wm-check")
 
 
@@ -145,5 +146,6 @@ def _wayland(folder: Path) -> Path:
 
 
 XFCE = Panel("xfce", ("openbox", "xfce4-panel"), _openbox, _xfce)
+XFCE_LIGHT = Panel("xfce-light", XFCE.needs, _openbox, partial(_xfce, dark=False))
 WAYBAR = Panel("waybar", ("sway", "waybar"), _sway, _waybar)
 LXQT = Panel("lxqt", ("openbox", "lxqt-panel"), _openbox, _lxqt)

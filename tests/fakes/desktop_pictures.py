@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image, ImageChops
 
 VISIBLE = 24  # of 255: weaker differences are shadows and smoothing
-EDGE_PX = 4  # a menu's border and shadow
+SOLID = 0.25  # of a menu's height: the edge of a row that lights up beside it is lower
 LIT = 0.6  # of a menu's width: new text changes less of a line, a highlight nearly all
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; as Pillow counts
@@ -23,12 +23,18 @@ def changed(before: Image.Image, after: Image.Image) -> Box | None:
     return difference(before, after).getbbox()
 
 
-def without(picture: Image.Image, box: Box) -> Image.Image:
-    """A copy with this box, and its edges, blackened."""
-    left, top, right, bottom = box
-    copy = picture.copy()
-    copy.paste((0, 0, 0), (left - EDGE_PX, top - EDGE_PX, right + EDGE_PX, bottom + EDGE_PX))
-    return copy
+def appeared(before: Image.Image, after: Image.Image, covered: Box) -> Box | None:
+    """The box of what has appeared, leaving out the box `covered` and thin things beside it."""
+    mask = difference(before, after)
+    mask.paste(0, covered)
+    box = mask.getbbox()
+    if box is None:
+        return None
+    left, top, _, bottom = box
+    part = mask.crop(box)
+    means = part.resize((part.width, 1), Image.Resampling.BOX).tobytes()  # per column, of 255
+    solid = [x for x, mean in enumerate(means) if mean >= max(means) * SOLID]
+    return left + solid[0], top, left + solid[-1] + 1, bottom
 
 
 def middle(box: Box) -> tuple[int, int]:

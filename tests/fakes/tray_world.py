@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from stoker import errors
-from stoker_service import Program
+from stoker_service import Part, PartState, Program
 from stoker_tray import app
 from stoker_tray.actions import Tools
 from stoker_tray.controller import Controller, HasDescriptor
@@ -120,6 +120,7 @@ class World:
         self.sleeps_s: list[float | None] = []
         self.calls: list[tuple[Any, ...]] = []
         self.answers: dict[str, object] = {"/status": status(), "/catalogue": []}
+        self.login: dict[Part, PartState] | None = None
         self.saved: list[frozenset[str]] = []
         self.ran: list[tuple[str, ...]] = []
         self.gates: dict[str, threading.Event] = {}  # a call to such a target waits for it
@@ -140,6 +141,7 @@ class World:
 
     def tools(self) -> Tools:
         nothing: Any = None
+        login: Any = self
         return Tools(
             call=self.call,
             run=self.run,
@@ -147,14 +149,16 @@ class World:
             copy=self.no_clipboard,
             save_muted=self.saved.append,
             program=lambda: Program((), ("stoker",), ()),
-            autostart=self.no_autostart,
+            autostart=lambda: login,
             wish=nothing,
             logs="/logs",
         )
 
-    @staticmethod
-    def no_autostart() -> Any:
-        raise errors.AutostartFailed("none here")
+    def status(self) -> dict[Part, PartState]:
+        """Of start at login; its other methods are not there."""
+        if self.login is None:
+            raise errors.AutostartFailed("none here")
+        return self.login
 
     @staticmethod
     def no_clipboard(text: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from stoker import __version__
+from stoker_service import record
 from tests import conftest
 
 ROOT = Path(__file__).parents[2]
@@ -64,14 +65,17 @@ def _program(machine: Path, name: str, body: str) -> None:
     path.chmod(0o755)
 
 
+def _env(machine: Path) -> dict[str, str]:
+    return {"HOME": str(machine / HOME), "PATH": str(machine / "tools")}
+
+
 def _run(
     machine: Path, script: Path, *args: str, extra: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    environment = {"HOME": str(machine / HOME), "PATH": str(machine / "tools"), **(extra or {})}
     return subprocess.run(
         ["/bin/sh", script, *args],
         check=False,
-        env=environment,
+        env={**_env(machine), **(extra or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -258,12 +262,29 @@ def test_install_upgrade_and_remove_for_real(machine: Path, checkout: Path) -> N
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert "is not on your PATH" in installed()
+    told = installed()
+    assert "is not on your PATH" in told
+    assert "start at login; to undo: " in told
     assert _version(command) == f"stoker {__version__}"
+    assert _version(command.with_name("stoker-tray")) == f"stoker-tray {__version__}"
+    entries = home / ".config/autostart"
+    noted = record.read(entries / "stoker.desktop")
+    assert noted is not None
+    assert noted.program == (str(command), "start"), "the launcher, which outlives this version"
+    assert sorted(path.name for path in entries.iterdir()) == [
+        "stoker-tray.desktop",
+        "stoker.desktop",
+    ]
     first = (app / "current").resolve()
 
     (app / "0.0.0-broken").mkdir()  # what a killed installer leaves
-    assert "already there" in installed()
+    subprocess.run(
+        [command, "autostart", "off", "--tray"], check=True, timeout=60, env=_env(machine)
+    )
+    told = installed()
+    assert "already there" in told
+    assert "start at login" not in told
+    assert [path.name for path in entries.iterdir()] == ["stoker.desktop"], "as the user left it"
     assert (app / "current").resolve() == first
     assert not (app / "0.0.0-broken").exists()
 
@@ -295,10 +316,10 @@ def test_an_answer_a_failing_upgrade_and_no_process_left(
     prefix = machine / "all of it"
     command = prefix / "bin" / "stoker"
     try:
-        done = _run(
-            machine, install, "--prefix", str(prefix), "--model", str(starter_gguf), extra=pip
-        )
+        words = ("--prefix", str(prefix), "--model", str(starter_gguf), "--no-autostart")
+        done = _run(machine, install, *words, extra=pip)
         assert done.returncode == 0, done.stdout + done.stderr
+        assert not (machine / HOME / ".config").exists()
         question, answer = done.stdout.partition("\n> ")[2].splitlines()[:2]
         assert "capital of France" in question
         assert "Paris" in answer
@@ -310,8 +331,8 @@ def test_an_answer_a_failing_upgrade_and_no_process_left(
         assert broken.returncode == 1
         assert "The version before is in use again" in broken.stdout
         assert _version(command) == f"stoker {__version__}"
-        running = {"HOME": str(machine / HOME), "PATH": str(machine / "tools")}
-        subprocess.run([command, "status"], env=running, check=True, timeout=60)
+        asked = [command, "run", starter_gguf.stem.lower(), "--max-tokens", "8", "Hello"]
+        subprocess.run(asked, env=_env(machine), check=True, timeout=100)
         assert len(conftest._processes_of(prefix)) >= 1
     finally:
         removed = _run(machine, uninstall, "--purge", "--prefix", str(prefix))
