@@ -114,6 +114,18 @@ def stoker_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+@pytest.fixture(
+    params=[
+        pytest.param("unix", marks=pytest.mark.skipif(os.name != "posix", reason="Windows")),
+        "tcp",
+    ]
+)
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who asks for it runs twice: with a control plane on a UNIX socket, and on loopback TCP."""
+    monkeypatch.setenv("STOKER_TEST_CONTROL", request.param)
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def starter_gguf() -> Path:
     """The real starter model, read-only for tests; downloaded once per machine and verified."""

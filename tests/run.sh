@@ -5,6 +5,7 @@
 #   tests/run.sh --quick          unit tests only, and no Debian packages
 #   tests/run.sh -- -k store -x   what follows is passed on to pytest (the -- may be left out)
 #
+# Two test files run at a time; $STOKER_TEST_JOBS changes that (0: all in one process).
 # The environment lives outside the checkout, one per checkout, Python and pyproject.toml:
 # $STOKER_TEST_ENV, or a folder in ~/.cache/stoker-tests. The last line is pytest's closing line.
 set -uo pipefail
@@ -14,7 +15,7 @@ readonly ROOT=$PWD
 quick=
 if [[ ${1:-} == --quick ]]; then quick=1; shift; fi
 if [[ ${1:-} == -- ]]; then shift; fi
-if [[ ${1:-} == --help || ${1:-} == -h ]]; then sed -n '2,9s/^# \{0,1\}//p' tests/run.sh; exit 0; fi
+if [[ ${1:-} == --help || ${1:-} == -h ]]; then sed -n '2,10s/^# \{0,1\}//p' tests/run.sh; exit 0; fi
 
 failed=()
 
@@ -145,6 +146,6 @@ paths=()
 if [[ $quick ]]; then paths=(tests/unit); fi
 printf '== tests\n'
 status=0
-python -m pytest --durations=10 --durations-min=5 ${paths[@]+"${paths[@]}"} "$@" </dev/null || status=$?
+python -m pytest --numprocesses="${STOKER_TEST_JOBS:-2}" --dist=loadfile --durations=10 --durations-min=5 ${paths[@]+"${paths[@]}"} "$@" </dev/null || status=$?
 if ((${#failed[@]})); then exit 1; fi
 exit "$status"

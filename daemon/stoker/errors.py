@@ -17,7 +17,7 @@ StokerError
 ├── RefusedError            a policy said no
 │   ├── HostNotAllowed          Host header outside the allow-list
 │   ├── OriginNotAllowed        a browser page, not a local program
-│   ├── PeerNotAllowed          another user on the control socket
+│   ├── PeerNotAllowed          another user, or no token, on the control plane
 │   ├── ScanRefused             the Hub's scanners call the file unsafe or suspicious
 │   ├── TemplateRefused         a chat template that no user should run
 │   ├── FileKindRefused         a file kind that Stoker never downloads

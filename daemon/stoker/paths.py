@@ -72,6 +72,11 @@ class Paths:
         return self.state / "pulls.json"
 
     @property
+    def server_state(self) -> Path:
+        """Whether the server is switched on, and what to load when it is again."""
+        return self.state / "server.json"
+
+    @property
     def lock(self) -> Path:
         """Held while a daemon runs on this home."""
         return self.state / "daemon.lock"

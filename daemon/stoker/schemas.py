@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, Strict
 
 from stoker.types import Capability, ModelState, PullState
 
@@ -102,7 +102,7 @@ class StatusView(Wire):
     models: tuple[ModelView, ...]
     resources: ResourcesView
     pulls: tuple[PullView, ...] = ()
-    problems: tuple[str, ...] = ()  # of the store: damaged models, unreadable manifests
+    problems: tuple[str, ...] = ()  # what is wrong and what to do about it, a line each
 
 
 # --- the store -------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ class ModelRequest(Wire):
 class ServerRequest(Wire):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    enabled: bool
+    enabled: Annotated[bool, Strict()]  # "no" and 0 are nonsense
 
 
 class VerifyRequest(Wire):

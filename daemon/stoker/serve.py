@@ -47,7 +47,6 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-_SWITCH_FILE: Final = "server.json"
 _STOP_MARGIN_S: Final = 60.0  # beyond the drain: workers end, sockets close
 
 
@@ -68,7 +67,7 @@ def main(*, log_to_stderr: bool = False) -> None:
 async def _serve(places: Paths, wishes: Settings, endpoint: Endpoint) -> None:
     stop = anyio.Event()
     async with AsyncExitStack() as stack:
-        state = server_state.read(places.state / _SWITCH_FILE)
+        state = server_state.read(places.server_state)
         if state.enabled:
             endpoint.claim()  # a taken port is told before anything slow is done
         await stack.enter_async_context(_running(sd_notify.keep_alive))
@@ -144,7 +143,7 @@ async def _build(
             endpoint=endpoint,
             lifecycle=lifecycle,
             bus=bus,
-            file=places.state / _SWITCH_FILE,
+            file=places.server_state,
             state=state,
             drain_timeout_s=wishes.drain_timeout_s,
         ),
@@ -200,10 +199,13 @@ def handled(stop: anyio.Event, *numbers: int) -> Iterator[None]:
     """The same by handlers of Python's own, which run between two steps of the event loop."""
     loop = asyncio.get_running_loop()
 
+    def tell(number: int) -> None:
+        log.info("signal", name=signal.Signals(number).name)
+        stop.set()
+
     def heard(number: int, frame: object) -> None:
         _ = frame
-        log.info("signal", name=signal.Signals(number).name)
-        loop.call_soon_threadsafe(stop.set)
+        loop.call_soon_threadsafe(tell, number)
 
     before = {number: signal.signal(number, heard) for number in numbers}
     try:

@@ -94,17 +94,22 @@ def _is_ours(info: os.stat_result) -> bool:
 
 
 def is_alive(found: ControlFile) -> bool:
-    """Whether that very process still listens there, and not a later one with its number."""
+    """Whether that process still listens there, and is this user's.
+
+    The port and the number of a dead daemon's process may be anybody's by now. What cannot be
+    found out counts as no.
+    """
     import psutil
 
     try:
-        ports = psutil.Process(found.pid).net_connections("tcp4")
-    except psutil.Error:
+        process = psutil.Process(found.pid)
+        listens = any(
+            one.status == psutil.CONN_LISTEN and tuple(one.laddr) == (LOOPBACK, found.port)
+            for one in process.net_connections("tcp4")
+        )
+        return listens and process.username() == psutil.Process().username()
+    except (psutil.Error, OSError):
         return False
-    return any(
-        one.status == psutil.CONN_LISTEN and tuple(one.laddr) == (LOOPBACK, found.port)
-        for one in ports
-    )
 
 
 # --- for clients -----------------------------------------------------------------------------
@@ -146,10 +151,13 @@ class Route:
 
 
 def find(control_socket: Path) -> Route:
-    """By the socket when there is one, else by the file beside it. Raises DaemonNotRunning."""
+    """By the socket when there is one, else by the file beside it. Raises DaemonNotRunning.
+
+    Nobody but a living daemon is ever shown its token, or believed.
+    """
     if sys.platform != "win32" and os.path.exists(control_socket):  # noqa: PTH110  # never raises
         return Route(control_socket)
     found = read(control_socket.with_name(CONTROL_FILE))
-    if found is None:
+    if found is None or not is_alive(found):
         raise errors.DaemonNotRunning("Stoker is not running")
     return Route(None, found.port, found.token)

@@ -94,6 +94,9 @@ class Autostart(Protocol):
     def is_current(self, wish: Wish) -> bool:
         """Whether the daemon's entry says what this wish would make it say."""
 
+    def holds_port(self) -> bool:
+        """Whether the manager has the port now, and starts the daemon with the first request."""
+
     def start(self, timeout_s: float = ...) -> bool:
         """Start the daemon through the manager; False: it is off or cannot, start it yourself."""
 

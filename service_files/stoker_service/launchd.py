@@ -82,6 +82,9 @@ class LaunchdAutostart:
     def is_current(self, wish: Wish) -> bool:
         return files.is_current(agent_entry(self.home, Part.DAEMON), wish)
 
+    def holds_port(self) -> bool:
+        return False
+
     def start(self, timeout_s: float = _START_S) -> bool:
         if self.installed() is None:
             return False

@@ -95,6 +95,9 @@ class SystemdAutostart:
     def is_current(self, wish: Wish) -> bool:
         return files.is_current(unit_entry(self.folders), wish)
 
+    def holds_port(self) -> bool:
+        return self._systemctl("is-active", units.SOCKET).ok and not self._is_active()
+
     def start(self, timeout_s: float = START_S) -> bool:
         noted = self.installed()
         if noted is None or not self._is_enabled() or self._mask() is not None:

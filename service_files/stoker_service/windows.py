@@ -151,6 +151,9 @@ class WindowsAutostart:
         noted = self.installed()
         return noted is not None and noted == _noted_of(wish)
 
+    def holds_port(self) -> bool:
+        return False
+
     def start(self, timeout_s: float = 30.0) -> bool:
         if not self._task_state().enabled:
             return False

@@ -143,6 +143,9 @@ class XdgAutostart:
     def is_current(self, wish: Wish) -> bool:
         return files.is_current(daemon_entry(self.folders), wish)
 
+    def holds_port(self) -> bool:
+        return False
+
     def start(self, timeout_s: float = 0) -> bool:
         _ = timeout_s
         return False

@@ -19,18 +19,19 @@ from stoker.schemas import (
     MemoryView,
     ModelChanged,
     ModelView,
+    PullChanged,
+    PullView,
     ResourcesView,
     ServerView,
-    Snapshot,
     StatusView,
     StoreChanged,
 )
-from stoker.types import ModelState
+from stoker.types import ModelState, PullState
 from tests.fakes.daemon import Daemon
 from tests.fakes.desktop_control import ScriptedControl
 from tests.fakes.desktop_programs import wait_until
 from tests.fakes.desktop_session import Session, artefact_folder
-from tests.fakes.session_bus import PrivateBus, settle
+from tests.fakes.session_bus import DBusError, PrivateBus, settle
 from tests.fakes.tray_host import Line, TrayHost
 
 EVENTS_PER_S = 500
@@ -118,9 +119,18 @@ def wait_for_label(host: TrayHost, beginning: str) -> Line:
     """The first line that begins like this, once it is there."""
 
     def look() -> Line | None:
-        return next((line for line in host.menu() if line.label.startswith(beginning)), None)
+        try:
+            return next((line for line in host.menu() if line.label.startswith(beginning)), None)
+        except DBusError:  # the tray is starting again
+            return None
 
     return wait_until(look, f"{beginning!r} in the menu", 60)
+
+
+def rows_with_login(host: TrayHost) -> list[int] | None:
+    """The menu's rows, once those are there that the tray must ask for first."""
+    rows = [line.number for line in host.menu()]
+    return rows if "Start at login" in labels(host) else None
 
 
 def tray_of(session: Session) -> psutil.Process:
@@ -265,6 +275,37 @@ def test_an_open_menu_is_kept_fresh_and_a_closed_one_asks_nothing(
         assert control.asked_for("/status") <= asked + 1
 
 
+def test_the_rows_of_an_open_menu_stay_where_they_are(
+    session: Session, home: Path, host: TrayHost
+) -> None:
+    """Texts change under the pointer, rows wait: some panels close a menu whose rows change."""
+    with scripted(session, home, ready("one")) as control:
+        host.wait_for_item()
+        wait_for_label(host, "one — ready")
+        rows = wait_until(lambda: rows_with_login(host), "the whole menu")
+
+        for opened in range(2):
+            host.open_menu()
+            control.publish(
+                PullChanged(
+                    pull=PullView(
+                        id=f"p{opened}", reference=f"new-{opened}", state=PullState.FETCHING
+                    )
+                )
+            )
+            control.publish(ModelChanged(model=ready("one", tokens_per_s=100 + opened)))
+            wait_for_label(host, f"one — answering, {100 + opened} tokens/s")
+            assert [line.number for line in host.menu()] == rows
+
+            if opened == 0:
+                host.close_menu()
+            else:  # GTK's panels never tell that a menu was closed, only that it opens again
+                host.open_menu()
+            wait_for_label(host, f"new-{opened}")
+            host.close_menu()
+            rows = [line.number for line in host.menu()]
+
+
 def test_200_models(session: Session, home: Path, host: TrayHost) -> None:
     """Each can be reached and clicked, and no level of the menu is higher than a screen."""
     names = [f"model-{n:03}" for n in range(MANY)]
@@ -334,6 +375,24 @@ def test_a_broken_event_is_answered_by_a_new_connection(
         assert control.asked_for("/events") == 2
 
 
+def test_a_daemon_of_another_version_makes_the_tray_start_again_once(
+    session: Session, home: Path, host: TrayHost
+) -> None:
+    """The program on disk is another one then; when it is not, the tray lives with that."""
+    with ScriptedControl(home, status((stored("one"),))) as control:
+        newer = control.status.daemon.model_copy(update={"version": "99.1"})
+        control.status = control.status.model_copy(update={"daemon": newer})
+        tray = session.start_tray(home)
+        host.wait_for_item()
+
+        wait_until(lambda: "--after-upgrade" in tray.cmdline(), "the tray's new start")
+        wait_for_label(host, "one")
+        control.publish(StoreChanged(id="two", change="added"))
+        wait_for_label(host, "two")
+        assert tray.cmdline()[-1] == "99.1"
+        wait_until(lambda: control.watchers == 1, "the end of the first connection")
+
+
 def test_an_unknown_event_changes_nothing(session: Session, home: Path, host: TrayHost) -> None:
     """A newer daemon may say more."""
     with scripted(session, home, stored("one")) as control:
@@ -341,7 +400,7 @@ def test_an_unknown_event_changes_nothing(session: Session, home: Path, host: Tr
         wait_for_label(host, "one")
 
         control.publish_text('{"type": "weather", "sun": true}')
-        control.publish(Snapshot(status=status((stored("one"), stored("two")))))
+        control.become(status((stored("one"), stored("two"))))
 
         wait_for_label(host, "two")
         assert control.asked_for("/events") == 1

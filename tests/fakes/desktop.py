@@ -20,7 +20,7 @@ from tests.fakes.desktop_programs import PATIENCE_S, wait_until
 from tests.fakes.desktop_session import Session
 
 SCAN_PX = 5  # less than half of any panel's row
-HIGHLIGHT_S = 0.2  # a panel highlights what is pointed at within two or three frames
+HIGHLIGHT_S = 0.2  # a panel highlights what is pointed at within two or three frames; at first
 SCANS = 3
 
 
@@ -183,32 +183,30 @@ class Desktop(Session):
 
     def _rows(self, box: Box, level: Entry) -> list[Box]:
         """The rows of an open menu that light up under the pointer, from top to bottom."""
-        for _ in range(SCANS):
-            rows = self._scan(box)
+        for attempt in range(SCANS):
+            rows = self._scan(box, HIGHLIGHT_S * 2**attempt)
             if len(rows) == len(level.selectable):
                 return rows
         texts = [entry.text for entry in level.selectable]
         msg = f"{len(rows)} rows can be selected in the panel, not {len(texts)}: {texts}"
         raise AssertionError(msg)
 
-    def _scan(self, box: Box) -> list[Box]:
+    def _scan(self, box: Box, patience_s: float) -> list[Box]:
         self.point(*self._nowhere())
         before = self.settled()
         x, y = middle(box)[0], box[1] + 2
         rows: list[Box] = []
         while y < box[3]:
             self.point(x, y)
-            row = self._lit(before, box, y)
+            row = self._lit(before, box, y, patience_s)
             if row is not None:
                 rows.append(row)
             y = y + SCAN_PX if row is None else row[3] + 1
         return rows
 
-    def _lit(self, before: Image.Image, box: Box, y: int) -> Box | None:
+    def _lit(self, before: Image.Image, box: Box, y: int, patience_s: float) -> Box | None:
         try:
-            return wait_until(
-                lambda: highlighted(before, self.look(), box, y), "a row", HIGHLIGHT_S
-            )
+            return wait_until(lambda: highlighted(before, self.look(), box, y), "", patience_s)
         except AssertionError:
             return None
 

@@ -18,6 +18,7 @@ from typing import Self
 
 import psutil
 
+from stoker import paths
 from tests.fakes.desktop_menu import PublishedTray
 from tests.fakes.desktop_programs import Programs
 from tests.fakes.session_bus import PrivateBus
@@ -94,14 +95,20 @@ class Session:
     # --- programs ----------------------------------------------------------------------------
 
     def start_tray(self, stoker_home: Path) -> psutil.Process:
-        """Start the real tray for this home; its log is ``tray.log`` among the artefacts."""
+        """Start the real tray for this home; both its outputs are kept among the logs."""
         process = self.programs.start(
             "tray",
             *(sys.executable, "-I", "-m", "stoker_tray"),
             STOKER_HOME=str(stoker_home),
             STOKER_PORT="0",  # of a daemon that it starts
         )
+        self._stack.callback(self._keep_log, stoker_home)
         return psutil.Process(process.pid)
+
+    def _keep_log(self, stoker_home: Path) -> None:
+        log = paths.from_environment({"STOKER_HOME": str(stoker_home)}).tray_log
+        if log.exists():
+            shutil.copy(log, self.programs.logs / "tray-own.log")
 
     def provide(self, name: str) -> Path:
         """Put a program on the PATH that only writes its arguments and input into this file."""

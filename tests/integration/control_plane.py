@@ -232,8 +232,8 @@ async def _serving(
             endpoint=endpoint,
             lifecycle=lifecycle,
             bus=bus,
-            file=places.state / "server.json",
-            state=server_state.read(places.state / "server.json"),
+            file=places.server_state,
+            state=server_state.read(places.server_state),
             drain_timeout_s=settings.drain_timeout_s,
         )
         history = await History.open(places.history)

@@ -18,7 +18,9 @@ from tests.fakes.stoker_command import StokerCommand
 
 
 @pytest.fixture
-def stoker(stoker_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StokerCommand]:
+def stoker(
+    stoker_home: Path, transport: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[StokerCommand]:
     """The daemon that a test starts is stopped at its end."""
     monkeypatch.setenv("STOKER_PORT", "0")
     command = StokerCommand(stoker_home.parent)

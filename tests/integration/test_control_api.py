@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from stoker.schemas import (
     StoreChanged,
     VerifyProgress,
 )
+from stoker.transport import Route, find
 from stoker.types import ModelId, ModelState, PullState
 from tests.integration.control_plane import (
     ControlPlane,
@@ -40,7 +40,7 @@ UNREACHABLE = "https://models.example/stuck.gguf"
 
 
 @pytest.fixture
-def plane(stoker_home: Path) -> Iterator[ControlPlane]:
+def plane(stoker_home: Path, transport: str) -> Iterator[ControlPlane]:
     with control_plane() as plane:
         yield plane
 
@@ -58,14 +58,17 @@ def listener(plane: ControlPlane) -> Iterator[Listener]:
     listener.end()
 
 
+def _way_in(route: Route) -> list[str]:
+    return [f"{name}: {text}" for name, text in {"Host": route.host, **route.headers}.items()]
+
+
 def raw(plane: ControlPlane, method: str, path: str, body: bytes = b"", *headers: str) -> Any:
     """Status, headers and body of one request, written by hand."""
-    with socket.socket(socket.AF_UNIX) as peer:
-        peer.settimeout(10)
-        peer.connect(str(plane.paths.control_socket))
+    route = find(plane.paths.control_socket)
+    with route.connect(10) as peer:
         head = [
             f"{method} {path} HTTP/1.1",
-            "Host: stoker",
+            *_way_in(route),
             "Connection: close",
             f"Content-Length: {len(body)}",
             *headers,
@@ -359,10 +362,9 @@ def test_a_quiet_stream_is_kept_alive_and_goes_on(
 ) -> None:
     """Pings pass, and an event after them still arrives."""
     monkeypatch.setattr(stream, "PING_S", 0.01)
-    with socket.socket(socket.AF_UNIX) as peer:
-        peer.settimeout(10)
-        peer.connect(str(plane.paths.control_socket))
-        peer.sendall(b"GET /events HTTP/1.1\r\nHost: stoker\r\n\r\n")
+    route = find(plane.paths.control_socket)
+    with route.connect(10) as peer:
+        peer.sendall("\r\n".join(["GET /events HTTP/1.1", *_way_in(route), "", ""]).encode())
         received = b""
         while received.count(b": ping\n\n") < 3:
             received += peer.recv(65536)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,7 +24,9 @@ from stoker.schemas import (
     ServerChanged,
     Snapshot,
 )
+from stoker.transport import find
 from stoker.types import ModelState
+from tests.fakes.engine import Behaviour
 from tests.integration.control_plane import ControlPlane, Listener, control_plane, wait_for
 
 
@@ -139,6 +143,79 @@ def test_a_use_that_fails_takes_nothing_away(plane: ControlPlane, client: Stoker
         client.use("b")
 
     assert model(client, "a").state is ModelState.READY
+
+
+def slow(plane: ControlPlane, name: str) -> None:
+    """From now on the model loads for longer than any test takes."""
+    plane.engine.by_model = {name: Behaviour(start_ms=60_000)}
+
+
+@contextmanager
+def asked(plane: ControlPlane, path: str, name: str) -> Iterator[None]:
+    """Ask for the model, do the block while it is being loaded, then hang up."""
+    route = find(plane.paths.control_socket)
+    body = json.dumps({"model": name})
+    lines = {"Host": route.host, **route.headers, "Content-Length": str(len(body))}
+    lines["Content-Type"] = "application/json"
+    head = "".join(f"{key}: {value}\r\n" for key, value in lines.items())
+    with plane.client() as client, route.connect(10) as peer:
+        peer.sendall(f"POST {path} HTTP/1.1\r\n{head}\r\n{body}".encode())
+        wait_for(lambda: model(client, name).state is ModelState.LOADING)
+        yield
+
+
+def test_the_newest_use_wins(plane: ControlPlane, client: StokerClient) -> None:
+    """Who asked before is told, the load is given up, and the newer model stays."""
+    client.load("b")
+    slow(plane, "a")
+    told: list[errors.StokerError] = []
+
+    def use_a() -> None:
+        with plane.client() as other, pytest.raises(errors.CapacityError) as caught:
+            other.use("a")
+        told.append(caught.value)
+
+    older = threading.Thread(target=use_a)
+    older.start()
+    wait_for(lambda: model(client, "a").state is ModelState.LOADING)
+
+    used = client.use("b")
+
+    older.join(10)
+    assert used.state is ModelState.READY
+    assert (told[0].message, told[0].hint) == (
+        "b was chosen before a was ready",
+        "To change back: stoker use a",
+    )
+    wait_for(lambda: model(client, "a").state is ModelState.UNLOADED)
+    assert model(client, "b").state is ModelState.READY
+
+
+@pytest.mark.parametrize("path", ["/use", "/load"])
+def test_a_load_that_nobody_waits_for_is_given_up(
+    plane: ControlPlane, client: StokerClient, path: str
+) -> None:
+    """Its client hung up; nothing else was changed."""
+    client.load("b")
+    slow(plane, "a")
+
+    with asked(plane, path, "a"):
+        pass
+
+    wait_for(lambda: model(client, "a").state is ModelState.UNLOADED)
+    assert model(client, "b").state is ModelState.READY
+    assert plane.engine.workers[1:] == [] or not psutil.pid_exists(plane.engine.workers[1].pid)
+
+
+def test_a_load_that_another_waits_for_goes_on(plane: ControlPlane, client: StokerClient) -> None:
+    """Only the last one to hang up gives it up."""
+    slow(plane, "a")
+
+    with asked(plane, "/load", "a"):
+        with asked(plane, "/use", "a"):
+            wait_for(lambda: model(client, "a").queued == 2)
+        wait_for(lambda: model(client, "a").queued == 1)
+        assert model(client, "a").state is ModelState.LOADING
 
 
 def test_what_was_used_is_what_comes_back(plane: ControlPlane, client: StokerClient) -> None:

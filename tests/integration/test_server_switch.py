@@ -208,7 +208,7 @@ async def test_the_switch_is_remembered() -> None:
 
 
 async def test_a_full_disk_does_not_keep_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """But the user is told that it will not be remembered."""
+    """But the user is told that it will not be remembered, and may ask again."""
 
     def write(_path: Path, _state: server_state.ServerState) -> None:
         raise DiskFull("the disk is full")
@@ -220,8 +220,9 @@ async def test_a_full_disk_does_not_keep_it_on(monkeypatch: pytest.MonkeyPatch) 
 
         assert await refused(served)
         assert "the disk is full" in served.server.problems()[0]
-        await served.server.turn(on=True)
+        await served.server.turn(on=False)
         assert served.server.problems() == ()
+        assert not server_state.read(served.home / "server.json").enabled
 
 
 async def test_a_daemon_that_stops_stays_closed() -> None:

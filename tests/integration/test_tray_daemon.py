@@ -74,8 +74,8 @@ def is_off(face: object) -> bool:
 
 
 @pytest.fixture
-def daemon(stoker_home: Path) -> Daemon:
-    return Daemon(stoker_home)
+def daemon(stoker_home: Path, transport: str) -> Daemon:
+    return Daemon(stoker_home, test_control=transport)
 
 
 def test_the_icon_follows_a_daemon_that_is_killed_and_restarted(daemon: Daemon) -> None:

@@ -331,7 +331,14 @@ def test_an_answer_a_failing_upgrade_and_no_process_left(
         assert broken.returncode == 1
         assert "The version before is in use again" in broken.stdout
         assert _version(command) == f"stoker {__version__}"
-        asked = [command, "run", starter_gguf.stem.lower(), "--max-tokens", "8", "Hello"]
+        asked: list[str | Path] = [
+            command,
+            "run",
+            starter_gguf.stem.lower(),
+            "--max-tokens",
+            "8",
+            "Hello",
+        ]
         subprocess.run(asked, env=_env(machine), check=True, timeout=100)
         assert len(conftest._processes_of(prefix)) >= 1
     finally:

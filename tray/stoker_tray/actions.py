@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RELEASES: Final = "https://github.com/stoker-ai/stoker/releases"
+RELEASES: Final = "https://github.com/stoker-ai/stoker/releases/latest"  # `stoker.updates.PAGE`
 
 LOOK_S: Final = 5.0  # a status comes in milliseconds; the menu is open and wants to know
 CATALOGUE_S: Final = 20.0  # it looks at the machine's free memory first
@@ -47,13 +47,16 @@ class Lane(Enum):
 
     LOOK = auto()  # the daemon's status, for an open menu
     AROUND = auto()  # start at login, the catalogue
-    DESK = auto()  # the desktop and our own files
-    ASK = auto()  # calls to the daemon
+    DESK = auto()  # the clipboard and our own files
+    OPEN = auto()  # programs of the desktop, which may stay in the foreground
+    LOGIN = auto()  # start at login is switched
+    ASK = auto()  # calls about downloads
+    SERVER = auto()  # the server goes on or off, memory is freed: running answers end first
     SWITCH = auto()  # to another model or to none; a newer wish replaces the one that runs
     LIFE = auto()  # the daemon itself starts and stops
 
 
-_QUEUES: Final = frozenset({Lane.DESK, Lane.ASK, Lane.LIFE})
+_QUEUES: Final = frozenset({Lane.DESK, Lane.OPEN, Lane.LOGIN, Lane.ASK, Lane.SERVER, Lane.LIFE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +248,16 @@ def _unload_all(command: Command, state: State, tools: Tools) -> Job:
     hangup = Hangup()
 
     def do() -> Found:
+        failed: list[errors.StokerError] = []
         for model in loaded:
-            tools.call("POST", "/unload", {"model": model}, DRAIN_S, hangup=hangup)
+            try:
+                tools.call("POST", "/unload", {"model": model}, DRAIN_S, hangup=hangup)
+            except (errors.DaemonNotRunning, errors.DaemonNotReady):
+                raise
+            except errors.StokerError as error:  # the others go all the same
+                failed.append(error)
+        if failed:
+            raise failed[0]
         return NOTHING
 
     return Job(Lane.SWITCH, do, command, "Unloading", hangup)
@@ -264,12 +275,13 @@ def _pull_action(command: Command, _state: State, tools: Tools) -> Job:
 def _server(command: Command, _state: State, tools: Tools) -> Job:
     on = command.arg == "on"
     busy = "Switching the server on" if on else "Switching the server off"
-    job = _ask(command, tools, "/server", {"enabled": on}, DRAIN_S, busy)
-    return replace(job, ends_switch=not on)
+    job = _ask(command, tools, "/server", {"enabled": on}, DRAIN_S)
+    return replace(job, lane=Lane.SERVER, busy=busy, ends_switch=not on)
 
 
 def _free(command: Command, _state: State, tools: Tools) -> Job:
-    return _ask(command, tools, "/free", None, DRAIN_S, "Freeing memory")
+    job = _ask(command, tools, "/free", None, DRAIN_S)
+    return replace(job, lane=Lane.SERVER, busy="Freeing memory")
 
 
 def _ask(
@@ -278,7 +290,6 @@ def _ask(
     target: str,
     body: object = None,
     timeout_s: float = ASK_S,
-    busy: str | None = None,
 ) -> Job:
     """One call, whose outcome the daemon's events tell."""
 
@@ -286,7 +297,7 @@ def _ask(
         tools.call("POST", target, body, timeout_s)
         return NOTHING
 
-    return Job(Lane.ASK, do, command, busy)
+    return Job(Lane.ASK, do, command)
 
 
 def _copy_url(command: Command, _state: State, tools: Tools) -> Job:
@@ -314,7 +325,7 @@ def _switch_autostart(command: Command, _state: State, tools: Tools) -> Job:
             manager.uninstall((Part(name),))
         return Found(autostart=_autostart(tools))
 
-    return Job(Lane.DESK, do, command)
+    return Job(Lane.LOGIN, do, command, "Changing what starts at login")
 
 
 def muted(command: Command, state: State) -> frozenset[str]:
@@ -339,7 +350,7 @@ def _open(command: Command, _state: State, tools: Tools) -> Job:
         tools.open(target)
         return NOTHING
 
-    return Job(Lane.DESK, do, command)
+    return Job(Lane.OPEN, do, command)
 
 
 def _start(command: Command, _state: State, tools: Tools) -> Job:

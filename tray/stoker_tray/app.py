@@ -24,7 +24,7 @@ from stoker import __version__, errors, paths
 from stoker_tray import prefs, wire
 from stoker_tray.actions import Tools
 from stoker_tray.controller import QUIT_SIGNALS, Controller
-from stoker_tray.single import only_one
+from stoker_tray.single import end_other, only_one
 
 if TYPE_CHECKING:
     from stoker.paths import Paths
@@ -41,9 +41,12 @@ LOG_BYTES: Final = 512 * 1024  # two files of it hold months of a quiet tray
 
 _VERSION: Final = re.compile(r"[0-9][0-9A-Za-z.+-]{0,30}")
 _USAGE: Final = """\
-Usage: stoker-tray [--version] [--help]
+Usage: stoker-tray [--quit | --replace | --version | --help]
 
 Show Stoker's icon until it is told to quit. A second one for the same home ends at once.
+
+  --quit     end the icon of this home, and return when it is gone
+  --replace  end the icon of this home, and take its place
 """
 
 
@@ -53,16 +56,23 @@ class Words:
 
     text: str | None = None  # to print instead of running
     tried: str | None = None  # the version that the program was started again for
+    ends_other: bool = False  # the tray of this home
+    runs: bool = True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until the icon quits; the exit code. Whatever happens, no traceback to the user."""
+    logging.lastResort = logging.NullHandler()  # before there is a log, two lines must do
     try:
         words = parse(sys.argv[1:] if argv is None else argv)
         if words.text is not None:
             print(words.text)  # noqa: T201  # that is what was asked for
             return 0
         places = paths.from_environment()
+        if words.ends_other:
+            end_other(places.tray_lock)
+        if not words.runs:
+            return 0
         places.create()
         log_to(places.tray_log)
         return serve(places, words.tried)
@@ -87,6 +97,10 @@ def parse(argv: Sequence[str]) -> Words:
             return Words(text=f"stoker-tray {__version__}")
         case ["--help" | "-h"]:
             return Words(text=_USAGE)
+        case ["--quit"]:
+            return Words(ends_other=True, runs=False)
+        case ["--replace"]:
+            return Words(ends_other=True)
         case ["--after-upgrade", version]:
             return Words(tried=version)
     raise errors.BadUsage(f"not understood: {' '.join(argv)}", hint="See `stoker-tray --help`.")
@@ -302,9 +316,9 @@ class Advice:
             if self._terminal is not None:
                 print(f"{notice.title}.\n{notice.text}", file=self._terminal)
         with suppress(OSError):
-            if self._told.exists() and self._told.read_text("utf-8") == notice.text:
+            if self._told.exists() and self._told.read_bytes() == notice.text.encode():
                 return
-            self._told.write_text(notice.text, "utf-8")
+            self._told.write_bytes(notice.text.encode())
         shell.notify(notice)
 
     def forget(self) -> None:

@@ -89,6 +89,7 @@ class Controller:
         self._wake, self._bell = socket.socketpair()
         for end in (self._wake, self._bell):
             end.settimeout(0)
+        self._is_rung = False  # the bell; full of our bytes, it would lose a signal's
         self._workers = Workers(lambda ended: self._post(partial(self._ended, ended)))
         self._alarms = Alarms()
         self._state = State(muted=muted)
@@ -132,8 +133,10 @@ class Controller:
 
     def _post(self, message: Callable[[], None]) -> None:
         self._inbox.append(message)
-        with contextlib.suppress(OSError):  # full: it will wake anyway; closed: it is over
-            self._bell.send(b"\0")
+        if not self._is_rung:
+            self._is_rung = True
+            with contextlib.suppress(OSError):  # closed: it is over
+                self._bell.send(b"\0")
 
     # --- the loop ----------------------------------------------------------------------------
 
@@ -198,6 +201,7 @@ class Controller:
         with contextlib.suppress(BlockingIOError):
             rung = self._wake.recv(4096)
             self._over = self._over or not QUIT_SIGNALS.isdisjoint(rung)
+        self._is_rung = False  # the inbox is emptied after this
 
     def _rang(self, alarm: Alarm) -> None:
         match alarm:
@@ -241,11 +245,16 @@ class Controller:
         self._alarms.clear(Alarm.SILENCE)
         self._alarms.set(Alarm.CONNECT, self._now_s + pace.retry_s(self._failures))
         self._failures += 1
-        state = State.disconnected(self._state)
+        state = self._without_excuse(State.disconnected(self._state))
         if isinstance(why, errors.DaemonNotReady):  # it is there: to start it would not help
             state = self._noted(state, why)
             self._excuse = state.note
         self._become(state, told=True)
+
+    def _without_excuse(self, state: State) -> State:
+        if state.note is None or state.note != self._excuse:
+            return state
+        return replace(state, note=None, note_until_s=None)
 
     def _drop_stream(self) -> None:
         if self._stream is not None:
@@ -278,8 +287,7 @@ class Controller:
         """The daemon is there, perhaps another one than before."""
         is_open = Alarm.MENU in self._alarms
         self._alarms.set(Alarm.AROUND, self._now_s + (0 if is_open else pace.AROUND_S))
-        if self._state.note is not None and self._state.note == self._excuse:
-            self._become(replace(self._state, note=None, note_until_s=None))
+        self._become(self._without_excuse(self._state))
         if self._state.daemon is not None:
             self.upgraded_to = self._upgrade(self._state.daemon.version)
             self._over = self._over or self.upgraded_to is not None
@@ -295,6 +303,9 @@ class Controller:
             self._look_around()
 
     def _look_around(self) -> None:
+        if not self._workers.is_free(Lane.AROUND):  # it may look at what was there before
+            self._alarms.set(Alarm.AROUND, self._now_s + pace.AROUND_S)
+            return
         self._looked_around_s = self._now_s
         self._alarms.clear(Alarm.AROUND)
         self._workers.start(actions.look_around(self._tools, connected=self._state.connected))
@@ -337,11 +348,7 @@ class Controller:
             return
         if ended.error is not None:
             self._failed(ended.job, ended.error)
-        try:
-            self._become(self._with(replace(self._state, busy=self._workers.busy), ended.found))
-        except BadEvent as error:
-            log.warning("the daemon's answer makes no sense: %s", error)
-            self._become(replace(self._state, busy=self._workers.busy))
+        self._become(self._with(replace(self._state, busy=self._workers.busy), ended.found))
         if ended.found.notice is not None:
             self._shell.notify(ended.found.notice)
         if ended.found.reach:
@@ -360,17 +367,20 @@ class Controller:
         return replace(state, note=note, note_until_s=self._now_s + NOTE_S)
 
     def _with(self, state: State, found: Found) -> State:
-        """With what a job has found. Raises BadEvent."""
-        if found.status is not None and state.connected:
-            now = parse_snapshot(found.status, state, self._now_s)
-            # Events that came meanwhile may be newer than the answer, except for its figures.
-            is_newest = self._heard == self._heard_at_look
-            state = now if is_newest else replace(state, resources=now.resources)
-        if found.offers is not None:
-            state = replace(state, offers=parse_offers(found.offers))
+        """With what a job has found; without what the daemon said that makes no sense."""
         if found.autostart is not None:
             daemon, tray = found.autostart.get("daemon"), found.autostart.get("tray")
             state = replace(state, autostart=daemon, autostart_tray=tray)
+        try:
+            if found.offers is not None:
+                state = replace(state, offers=parse_offers(found.offers))
+            if found.status is not None and state.connected:
+                now = parse_snapshot(found.status, state, self._now_s)
+                # Events that came meanwhile may be newer than the answer, except for its figures.
+                is_newest = self._heard == self._heard_at_look
+                state = now if is_newest else replace(state, resources=now.resources)
+        except BadEvent as error:
+            log.warning("the daemon's answer makes no sense: %s", error)
         return state
 
     # --- the icon ----------------------------------------------------------------------------

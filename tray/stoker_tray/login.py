@@ -5,6 +5,7 @@ Reads the three settings that matter here by itself: the settings module would d
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,6 @@ from stoker_service import Autostart, Program, Record, Wish
 
 _HOSTS: Final = ("127.0.0.1", "::1", "localhost")
 _MOST_PORTS: Final = 65535
-_LONGEST_DRAIN_S: Final = 86400.0
 _DEFAULTS: Final[Mapping[str, Any]] = {"host": _HOSTS[0], "port": 4328, "drain_timeout_s": 15.0}
 
 
@@ -26,21 +26,30 @@ def wish(program: Program, manager: Autostart, config_file: Path) -> Wish:
     would not start with either.
     """
     values = {**_DEFAULTS, **_read(config_file)}
-    host, port, drain_s = (values[name] for name in _DEFAULTS)
-    is_number = type(drain_s) in {int, float} and 0 <= drain_s <= _LONGEST_DRAIN_S
-    if host not in _HOSTS or type(port) is not int or not 0 <= port <= _MOST_PORTS or not is_number:
+    host, port = values["host"], _number(values["port"])
+    drain_s = _number(values["drain_timeout_s"])
+    is_port = 0 <= port <= _MOST_PORTS and port == int(port)
+    if host not in _HOSTS or not is_port or not 0 <= drain_s < math.inf:
         msg = f"host, port or drain_timeout_s has a wrong value in {config_file}"
         raise BadSetting(msg, hint="`stoker config check` says which.")
     before = manager.installed() or Record()
     return Wish(
         program,
         host=host,
-        port=port,
-        drain_s=float(drain_s),
+        port=int(port),
+        drain_s=drain_s,
         on_demand=before.on_demand,
         linger=before.linger,
         hardened=before.hardened,
     )
+
+
+def _number(value: object) -> float:
+    """What the daemon takes for a number, such as one in quotes; NaN for all else."""
+    try:
+        return float(value) if isinstance(value, int | float | str) else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 def _read(config_file: Path) -> dict[str, Any]:

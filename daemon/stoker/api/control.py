@@ -11,13 +11,14 @@ from typing import Annotated, Any, Final
 
 import structlog
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, FastAPI, Query
+from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stoker import __version__
 from stoker.api import offers
 from stoker.api.errors import control_body, install_handlers, status_of
+from stoker.api.hangup import unless_gone
 from stoker.api.services import Services
 from stoker.api.stream import event_stream, verify_stream
 from stoker.errors import ModelInUse, OriginNotAllowed
@@ -131,17 +132,18 @@ def _model_routes(services: Services) -> APIRouter:
 
 
 def _memory_routes(services: Services) -> APIRouter:
-    """Which models are loaded."""
+    """Which models are loaded. What no one waits for any more is not loaded."""
     router = APIRouter()
     lifecycle = services.lifecycle
 
-    @router.post("/load")
-    async def load(request: LoadRequest) -> ModelView:
-        return await lifecycle.load(request.model, keep_alive_s=request.keep_alive_s)
+    @router.post("/load", response_model=None)
+    async def load(wanted: LoadRequest, request: Request) -> ModelView | Response:
+        load = lifecycle.load(wanted.model, keep_alive_s=wanted.keep_alive_s)
+        return await unless_gone(request.receive, load)
 
-    @router.post("/use")
-    async def use(request: ModelRequest) -> ModelView:
-        return await lifecycle.use(request.model)
+    @router.post("/use", response_model=None)
+    async def use(wanted: ModelRequest, request: Request) -> ModelView | Response:
+        return await unless_gone(request.receive, lifecycle.use(wanted.model))
 
     @router.post("/free")
     async def free() -> FreedView:

@@ -103,7 +103,7 @@ class Endpoint:
                 self._tasks = None
                 with anyio.CancelScope(shield=True):  # bounded by `listening`
                     async with self._lock:
-                        await self._end()
+                        await self._end(leave_rest=isinstance(self._port, _InheritedPort))
 
     def may_refuse(self) -> None:
         """The service manager knows that we run: inherited sockets may refuse from now on.
@@ -131,13 +131,16 @@ class Endpoint:
     async def close(self) -> None:
         """Refuse connections; requests that are being answered get a moment to end."""
         async with self._lock:
-            await self._end()
+            may_refuse = self._may_refuse or isinstance(self._port, _OwnPort)
+            await self._end(leave_rest=not may_refuse)
             self._unclaim()
-            if self._may_refuse:
+            if may_refuse:
                 self._port.refuse()
 
-    async def _end(self) -> None:
+    async def _end(self, *, leave_rest: bool) -> None:
+        """With ``leave_rest`` who is not accepted yet waits for the daemon that starts next."""
         if self._serving is not None:
+            self._serving.leaves_rest = leave_rest
             self._serving.stop.set()
             await self._serving.ended.wait()
             self._serving = None
@@ -153,15 +156,17 @@ class _Serving:
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
+        self.leaves_rest = False
         self.stop = anyio.Event()
         self.ended = anyio.Event()
 
     async def run(self, app: Any, *, task_status: TaskStatus[None]) -> None:
         try:
             with self._listener:
-                async with listening(app, self._listener, protocol=EndpointProtocol):
+                async with listening(app, self._listener, protocol=EndpointProtocol) as server:
                     task_status.started()
                     await self.stop.wait()
+                    server.leaves_rest = self.leaves_rest
         finally:
             self.ended.set()
 

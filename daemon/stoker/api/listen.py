@@ -6,10 +6,12 @@ loop here sleeps until it is told to stop.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final
 
 import anyio
@@ -21,11 +23,16 @@ KEEP_ALIVE_S: Final = 75  # longer than the clients' own, so that they close fir
 MAX_HEADER_BYTES: Final = 64 * 1024
 BACKLOG: Final = 512
 _CLOSE_S: Final = 2  # requests were drained before; what is left is an idle or a stuck peer
+_HEAR_S: Final = 0.25  # a client sends its request as soon as it is connected
+_LOOK_S: Final = 0.01
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
+    """uvicorn's server, whose end no client feels as a reset."""
+
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
+        self.leaves_rest = False  # who waits in the socket is for another process that holds it
         self.accepting = anyio.Event()
         self.stopping = anyio.Event()
 
@@ -41,11 +48,46 @@ class _Server(uvicorn.Server):
     async def main_loop(self) -> None:
         await self.stopping.wait()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse from now on, but hear who has just connected: closing on it would be a reset."""
+        rest = [] if self.leaves_rest else [one for each in sockets or () for one in _rest(each)]
+        for server in self.servers:
+            server.close()
+        for one in rest:
+            one.settimeout(0)
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, one)
+        with anyio.move_on_after(_HEAR_S):
+            while any(map(_has_not_asked, self.server_state.connections)):  # noqa: ASYNC110  # uvicorn has no event
+                await anyio.sleep(_LOOK_S)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]  # as uvicorn does it
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+
+def _has_not_asked(connection: Any) -> bool:
+    return connection.cycle is None  # uvicorn's word for the first request
+
+
+def _rest(listener: socket.socket) -> list[socket.socket]:
+    """Who is connected and was not accepted yet; then the socket refuses."""
+    found: list[socket.socket] = []
+    if sys.platform == "win32":  # there the loop has asked for the next one already
+        return found
+    with suppress(OSError):  # nobody is left, or the port is a UNIX socket that is gone
+        while len(found) < BACKLOG:
+            found.append(listener.accept()[0])
+    with suppress(OSError):
+        listener.shutdown(socket.SHUT_RD)
+    return found
+
 
 @asynccontextmanager
 async def listening(
     app: Any, listener: socket.socket, *, protocol: Any = "httptools"
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Server]:
     """Serve `app` on a bound socket while the block runs; inside it, the socket accepts.
 
     On leaving, the socket is closed first, then open connections get `_CLOSE_S` seconds.
@@ -65,12 +107,12 @@ async def listening(
         timeout_graceful_shutdown=_CLOSE_S,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
-    server = _Server(config)
+    server = Server(config)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.serve, [listener])
         await server.accepting.wait()
         try:
-            yield
+            yield server
         finally:
             server.stopping.set()
 

@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from stoker.api import fields, multipart
 from stoker.api.errors import headers_of, status_of
+from stoker.api.hangup import until_gone
 from stoker.api.routes import ROUTES, Route, engine_error, error_body, error_event
 from stoker.api.services import Services
 from stoker.engine.upstream import UpstreamResponse
@@ -74,7 +75,7 @@ class Relay:
             return
         reply = _Reply(ROUTES[scope["path"]], send)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_until_gone, receive, tasks.cancel_scope)
+            tasks.start_soon(until_gone, receive, tasks.cancel_scope)
             await self._answer(scope, body, reply)
             tasks.cancel_scope.cancel()
         self._metrics.requests.labels(scope["path"], str(reply.status or "gone")).inc()
@@ -269,9 +270,3 @@ async def _read(receive: Receive) -> bytes | None:
             return b"".join(parts)
         message = await receive()
     return None
-
-
-async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()

@@ -46,8 +46,9 @@ def _models(names: list[object]) -> tuple[ModelId, ...]:
 
 
 def write(path: Path, state: ServerState) -> None:
-    """Raises StoreError, OSError; the old content is then still there."""
+    """Raises StoreError; the old content is then still there."""
     names = [str(model) for model in state.models]
     text = json.dumps({"enabled": state.enabled, "models": names})
-    disk.make_folder(path.parent)
-    disk.write_file(path, text.encode(), ".tmp")
+    with disk.wrapped("remember whether the server is on", path):
+        disk.make_folder(path.parent)
+        disk.write_file(path, text.encode(), ".tmp")

@@ -17,6 +17,7 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from stoker.api.hangup import until_gone
 from stoker.api.services import Services
 from stoker.schemas import Event, Goodbye, Snapshot, VerifyProgress, VerifyView
 from stoker.store.manifest import Manifest
@@ -41,7 +42,7 @@ class Streamed(Response):
         """Send the head, all pieces and the end, unless the client leaves before."""
         _ = scope
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_until_gone, receive, tasks.cancel_scope)
+            tasks.start_soon(until_gone, receive, tasks.cancel_scope)
             await send(self._head())
             await self._write(lambda piece: send(_body(piece, more=True)))
             await send(_body(b"", more=False))
@@ -57,12 +58,6 @@ class Streamed(Response):
 
 def _body(piece: bytes, *, more: bool) -> Message:
     return {"type": "http.response.body", "body": piece, "more_body": more}
-
-
-async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
 
 
 # --- events ----------------------------------------------------------------------------------

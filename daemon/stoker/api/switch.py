@@ -53,15 +53,16 @@ class ServerSwitch:
         """What is wrong with the endpoint, a line each."""
         lines = self._endpoint.problems()
         if self._unwritten is not None:
-            lines += (f"the server's switch cannot be remembered: {self._unwritten}",)
+            lines += (f"{self._unwritten}; mend that and switch it once more",)
         return lines
 
     async def start(self) -> None:
         """As it was left. Raises PortTaken, BadSetting."""
-        if self._state.enabled:
-            await self._endpoint.open()
-        else:
-            self._lifecycle.close(_off())
+        async with self._lock:
+            if self._state.enabled:
+                await self._endpoint.open()
+            else:
+                self._lifecycle.close(_off())
 
     async def turn(self, *, on: bool) -> ServerView:
         """Return when it is so. Raises PortTaken, BadSetting, ShuttingDown; it then stays off."""
@@ -69,6 +70,8 @@ class ServerSwitch:
             if on != self._state.enabled:
                 await (self._turn_on() if on else self._turn_off())
                 log.info("server", enabled=on)
+            elif self._unwritten is not None:
+                await self._remember()
             return self.view()
 
     async def _turn_on(self) -> None:
@@ -91,12 +94,15 @@ class ServerSwitch:
     async def _become(self, state: ServerState) -> None:
         self._state = state
         self._bus.publish(ServerChanged(server=self.view()))
+        await self._remember()
+
+    async def _remember(self) -> None:
         try:
-            await run_sync(server_state.write, self._file, state)
+            await run_sync(server_state.write, self._file, self._state)
             self._unwritten = None
-        except (StoreError, OSError) as error:
-            log.warning("server_state_not_written", reason=str(error))
-            self._unwritten = str(error)
+        except StoreError as error:
+            log.warning("server_state_not_written", reason=error.message)
+            self._unwritten = error.message
 
 
 def _off() -> ServerOff:

@@ -65,7 +65,7 @@ def _have_streams() -> None:
 
 
 def _nowhere() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  # no path; never closed
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123  # no path; never closed
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from stoker import __version__, errors
-from stoker.cli import process
+from stoker.cli import autostart, process
 from stoker.hardware.assess import Finding
 
 if TYPE_CHECKING:
@@ -62,26 +62,43 @@ def check_daemon(wishes: Settings | None) -> list[Finding]:
     except errors.StokerError as error:
         return [Finding("fail", "daemon", error.message, error.hint)]
     if status is not None:
-        repair = "Pull the model again; what is sound of it is reused."
-        damage = [Finding("fail", "store", text, repair) for text in status.problems]
-        return [_running(status), *damage]
+        # A problem says itself what to do about it.
+        return [_running(status), *(Finding("fail", "problem", text) for text in status.problems)]
+    is_free = wishes is None or not wishes.port or port_is_free(wishes.host, wishes.port)
+    holder = None if is_free else _manager_on_port()
+    if holder is not None:
+        text = f"it is not running; {holder} starts it with the first request"
+        return [Finding("ok", "daemon", text)]
     findings = [Finding("warn", "daemon", "it is not running", errors.DaemonNotRunning.hint)]
-    if wishes is not None and wishes.port and not port_is_free(wishes.host, wishes.port):
+    if wishes is not None and not is_free:
         text = f"port {wishes.port} is taken by another program"
         findings.append(Finding("fail", "port", text, errors.PortTaken.hint))
     return findings
 
 
+def _manager_on_port() -> str | None:
+    """The service manager that listens in the daemon's place, if one does."""
+    try:
+        manager = autostart.manager()
+        return manager.name if manager is not None and manager.holds_port() else None
+    except errors.StokerError:
+        return None
+
+
 def _running(status: StatusView) -> Finding:
-    text = f"version {status.daemon.version} answers, endpoint {status.server.base_url}"
+    server = status.server
+    place = f"endpoint {server.base_url}" if server.enabled else "the server is off"
+    text = f"version {status.daemon.version} answers, {place}"
     if status.daemon.version != __version__:
         text += f", but this program is version {__version__}"
         return Finding("warn", "daemon", text, "Run `stoker restart`.")
+    if not server.enabled:
+        return Finding("warn", "daemon", text, errors.ServerOff.hint)
     return Finding("ok", "daemon", text)
 
 
 def port_is_free(host: str, port: int) -> bool:
-    """Whether the endpoint could be opened here now."""
+    """Whether nothing listens there. A connection might start the daemon, so none is made."""
     address = "127.0.0.1" if host == "localhost" else host
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:

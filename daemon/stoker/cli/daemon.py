@@ -79,7 +79,10 @@ def _start(timeout_s: float) -> None:
         view, started = process.start(places, timeout_s=timeout_s)
     verb = "has started" if started else "is already running"
     print(f"Stoker {verb} (pid {view.daemon.pid}).")
-    print(f"Endpoint: {view.server.base_url}")
+    if view.server.enabled:
+        print(f"Endpoint: {view.server.base_url}")
+    else:
+        print("The server is off. Switch it on with: stoker server on")
 
 
 def status(

@@ -144,7 +144,8 @@ class WorkerProcess:
 
     @cached_property
     def _usage(self) -> psutil.Process:
-        return psutil.Process(self._engine_pid)  # reads the start time: ten times the cost of one look
+        # Reads the start time: ten times the cost of one look.
+        return psutil.Process(self._engine_pid)
 
     def resident_bytes(self) -> int | None:
         if self._exit.done():

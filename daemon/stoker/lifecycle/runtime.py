@@ -37,6 +37,7 @@ from stoker.lifecycle.last_served import LastServed
 from stoker.lifecycle.running import Lease, model_view
 from stoker.lifecycle.scheduler import Scheduler
 from stoker.lifecycle.tickets import Answer, Tickets
+from stoker.lifecycle.tracked import Purpose
 from stoker.lifecycle.workers import Means, Workers
 from stoker.metrics import Metrics
 from stoker.schemas import FreedView, ModelView
@@ -167,7 +168,7 @@ class Lifecycle:
 
     async def _bring_back(self, model: ModelId) -> None:
         try:
-            await self.load(str(model))
+            await self._hold(str(model), Purpose.RESTORE)
         except StokerError as error:
             log.warning("restore_failed", model=str(model), code=error.code, reason=error.message)
 
@@ -181,12 +182,14 @@ class Lifecycle:
         Raises UnknownModel, NotCapable, BlobDamaged, MemoryShort, QueueFull, WaitTimeout,
         WorkerFailed, WorkerTimeout, ServerOff, ShuttingDown.
         """
-        return self._lease(model, capability)
+        return self._lease(model, capability, Purpose.REQUEST)
 
     @asynccontextmanager
-    async def _lease(self, name: str, capability: Capability | None) -> AsyncIterator[Lease]:
+    async def _lease(
+        self, name: str, capability: Capability | None, purpose: Purpose
+    ) -> AsyncIterator[Lease]:
         model = self._resolve(name, capability)
-        grant = await self._granted(model)
+        grant = await self._granted(model, purpose)
         running = self._workers.get(model)
         if running is None:  # it died in the moment between the grant and now
             raise WorkerLost(f"the engine of {model} was lost before the request", sent=False)
@@ -213,20 +216,24 @@ class Lifecycle:
 
     async def load(self, model: str, *, keep_alive_s: float | None = None) -> ModelView:
         """Return when the model is ready. Raises as `lease` does."""
-        async with self._lease(model, None) as lease:
-            self._scheduler.keep(lease.model, keep_alive_s=keep_alive_s)
-            self._scheduler.stay(lease.model)
-        return self.view(lease.model)
+        found = await self._hold(model, Purpose.LOAD, keep_alive_s)
+        return self.view(found)
 
     async def use(self, model: str) -> ModelView:
         """Return when it is ready; all other models that are not pinned leave.
 
         They leave when no request runs on them or waits for them any more. When the load fails
-        they stay. Raises as `lease` does.
+        they stay. Raises as `lease` does, and CapacityError when another model was used
+        meanwhile: the newest use wins, and a load that only an older one waits for is given up.
         """
-        async with self._lease(model, None) as lease:
-            self._dispatch(self._scheduler.on_use(lease.model, self._clock()))
-        return self.view(lease.model)
+        return self.view(await self._hold(model, Purpose.USE))
+
+    async def _hold(
+        self, model: str, purpose: Purpose, keep_alive_s: float | None = None
+    ) -> ModelId:
+        async with self._lease(model, None, purpose) as lease:
+            self._scheduler.keep(lease.model, keep_alive_s=keep_alive_s)
+        return lease.model
 
     async def free(self) -> FreedView:
         """Unload all models that are idle and not pinned; return when their workers are gone.
@@ -279,12 +286,13 @@ class Lifecycle:
         self._scheduler.keep(manifest.id, pinned=manifest.pinned)
         return manifest.id
 
-    async def _granted(self, model: ModelId) -> Grant:
+    async def _granted(self, model: ModelId, purpose: Purpose) -> Grant:
         if not self._workers.active:
             raise ShuttingDown("Stoker is not serving")
         with self._tickets.draw() as (ticket, answer):
             try:
-                self._dispatch(self._scheduler.on_request(ticket, model, self._clock()))
+                asked = self._scheduler.on_request(ticket, model, self._clock(), purpose)
+                self._dispatch(asked)
                 if not answer.done():
                     await self._wait_for(answer, model)
                 return answer.result()

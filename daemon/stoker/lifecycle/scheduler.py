@@ -6,7 +6,7 @@ request. A request goes through these steps:
 
 1. nothing is served (the server is off, the daemon is stopping), or the model failed a moment
    ago: rejected
-2. the model is ready and has a free place: granted
+2. the model is ready and has a free place (`Purpose` says who needs one): granted
 3. too many wait already: rejected
 4. it waits. When its model is the next to load: plan, evict what is idle, start; when only busy
    models could make room, wait for them, and after `QUANTUM_S` let them take no new requests
@@ -17,21 +17,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 from stoker.errors import CapacityError, QueueFull, StokerError
-from stoker.lifecycle.effects import (
-    Abort,
-    Effect,
-    Grant,
-    Plan,
-    Reject,
-    Standing,
-    Start,
-    Stop,
-)
+from stoker.lifecycle.effects import Abort, Effect, Grant, Plan, Reject, Standing, Start, Stop
 from stoker.lifecycle.eviction import Candidate
+from stoker.lifecycle.tracked import Purpose, Tracked, Waiter
 from stoker.types import ModelId, ModelState
 
 # Seconds a model may serve before it must yield to one that waits: long against a load from a
@@ -40,51 +31,14 @@ QUANTUM_S: Final = 30.0
 _BACKOFF_S: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0)  # after so many failures in a row
 
 
-# --- state -----------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Waiter:
-    ticket: int
-    since: float
-
-
-@dataclass(slots=True)
-class _Model:
-    id: ModelId
-    keep_alive_s: float
-    pinned: bool = False
-    state: ModelState = ModelState.UNLOADED
-    waiters: deque[_Waiter] = field(default_factory=deque)
-    in_flight: int = 0
-    places: int = 0  # requests that the worker serves at once
-    size_bytes: int = 0  # predicted
-    generation: int = 0  # counts workers, so that a late release does not touch the next one
-    ready_at: float = 0.0
-    last_used: float = 0.0
-    stopping: bool = False  # a Stop is on its way
-    parting: bool = False  # it leaves as soon as it is idle: the user changed to another model
-    failures: int = 0  # in a row
-    error: StokerError | None = None
-    retry_at: float = 0.0
-
-    @property
-    def idle(self) -> bool:
-        return self.state is ModelState.READY and not self.in_flight and not self.waiters
-
-    @property
-    def loaded(self) -> bool:
-        return self.state in {ModelState.READY, ModelState.DRAINING}
-
-
 class Scheduler:
     """See the module. Methods named ``on_…`` take an event and return what must be done."""
 
     def __init__(self, *, max_queue: int, keep_alive_s: float) -> None:
         self._max_queue = max_queue
         self._keep_alive_s = keep_alive_s
-        self._models: dict[ModelId, _Model] = {}
-        self._current: _Model | None = None  # being planned, made room for, or launched
+        self._models: dict[ModelId, Tracked] = {}
+        self._current: Tracked | None = None  # being planned, made room for, or launched
         self._working = False  # a Plan or a Start of the current model is out
         self._aborting = False
         self._awaited: set[ModelId] = set()  # must exit before the current model is planned again
@@ -95,15 +49,7 @@ class Scheduler:
 
     def standing(self, model: ModelId) -> Standing:
         one = self._models.get(model)
-        if one is None:
-            return Standing(keep_alive_s=self._keep_alive_s)
-        state = one.state
-        if one.waiters and state in {ModelState.UNLOADED, ModelState.FAILED}:
-            state = ModelState.QUEUED
-        error = one.error if state is ModelState.FAILED else None
-        return Standing(
-            state, one.in_flight, len(one.waiters), one.last_used, one.keep_alive_s, error
-        )
+        return Standing(keep_alive_s=self._keep_alive_s) if one is None else one.standing()
 
     def known(self) -> tuple[ModelId, ...]:
         return tuple(self._models)
@@ -123,19 +69,27 @@ class Scheduler:
 
     # --- requests ----------------------------------------------------------------------------
 
-    def on_request(self, ticket: int, model: ModelId, now: float) -> list[Effect]:
+    def on_request(
+        self, ticket: int, model: ModelId, now: float, purpose: Purpose = Purpose.REQUEST
+    ) -> list[Effect]:
+        """Somebody needs the model; the ticket is granted or rejected, now or later.
+
+        The newest `USE` wins: whoever waits for an older choice of the user is rejected.
+        """
         one = self._model(model)
         if self._closed is not None:
             return [Reject(ticket, self._closed)]
         if one.error is not None and now < one.retry_at:
             return [Reject(ticket, one.error)]
-        if self._has_place(one) and not one.waiters:
-            return [self._grant(one, ticket, now)]
-        if self.queued >= self._max_queue:
+        has_room = one.has_room_for(purpose)
+        if has_room and purpose is Purpose.REQUEST:  # nearly always; nobody else is concerned
+            return self._grant(one, Waiter(ticket, now), now)
+        if self.queued >= self._max_queue and not has_room:
             message = f"{self.queued} requests are waiting already"
             return [Reject(ticket, QueueFull(message, queued=self.queued, limit=self._max_queue))]
-        one.waiters.append(_Waiter(ticket, now))
-        return self._advance(now)
+        one.waiters.append(Waiter(ticket, now, purpose))
+        effects = self._overtake(one) if purpose is Purpose.USE else []
+        return effects + self._advance(now)
 
     def on_cancelled(self, ticket: int, now: float) -> list[Effect]:
         """Nobody waits for this ticket any more; a granted one is released instead."""
@@ -190,7 +144,7 @@ class Scheduler:
             one.state = ModelState.UNLOADED
             self._blockers = tuple(victims)
             return self._unblock(now) or self._advance(now)
-        if not all(self._may_go(self._model(victim)) for victim in victims):
+        if not all(self._model(victim).may_go for victim in victims):
             return [self._plan(one)]  # one of them got a request meanwhile
         return self._make_room(victims)
 
@@ -251,10 +205,6 @@ class Scheduler:
         if pinned is not None:
             one.pinned = pinned
 
-    def stay(self, model: ModelId) -> None:
-        """The user wants it after all; an `on_use` of another one is forgotten."""
-        self._model(model).parting = False
-
     def on_unload(self, model: ModelId, now: float, *, force: bool = False) -> list[Effect]:
         """Stop the model when its requests have ended; with ``force`` at once."""
         one = self._model(model)
@@ -279,17 +229,6 @@ class Scheduler:
             effects += self._unblock(now)
             if self._blockers:  # other programs may have freed memory
                 effects.append(self._plan(self._current))
-        return effects + self._advance(now)
-
-    def on_use(self, model: ModelId, now: float) -> list[Effect]:
-        """The user changed to this model: the others leave when nothing runs or waits on them.
-
-        Pinned ones stay.
-        """
-        effects: list[Effect] = []
-        for one in self._models.values():
-            one.parting = one.id != model and one.loaded and not one.pinned
-            effects += self._part_if_idle(one)
         return effects + self._advance(now)
 
     def on_free(self, now: float) -> list[Effect]:
@@ -323,24 +262,49 @@ class Scheduler:
 
     # --- inside ------------------------------------------------------------------------------
 
-    def _model(self, model: ModelId) -> _Model:
-        return self._models.setdefault(model, _Model(model, self._keep_alive_s))
+    def _model(self, model: ModelId) -> Tracked:
+        return self._models.setdefault(model, Tracked(model, self._keep_alive_s))
 
-    def _has_place(self, one: _Model) -> bool:
-        return one.state is ModelState.READY and one.in_flight < one.places
-
-    def _grant(self, one: _Model, ticket: int, now: float) -> Grant:
+    def _grant(self, one: Tracked, waiter: Waiter, now: float) -> list[Effect]:
         one.in_flight += 1
         one.last_used = now
-        return Grant(ticket, one.id, one.generation)
+        granted: list[Effect] = [Grant(waiter.ticket, one.id, one.generation)]
+        if waiter.purpose is not Purpose.REQUEST:
+            one.parting = False
+        return granted + (self._dismiss_others(one) if waiter.purpose is Purpose.USE else [])
 
-    def _reject_all(self, one: _Model, error: StokerError) -> list[Effect]:
+    def _overtake(self, chosen: Tracked) -> list[Effect]:
+        """The user chose this model: what was chosen before and is not there yet is void."""
+        effects: list[Effect] = []
+        for one in self._models.values():
+            void = [waiter for waiter in one.waiters if waiter.is_choice]
+            if one is not chosen and void:
+                one.waiters = deque(waiter for waiter in one.waiters if not waiter.is_choice)
+                message = f"{chosen.id} was chosen before {one.id} was ready"
+                error = CapacityError(message, hint=f"To change back: stoker use {one.id}")
+                effects += [Reject(waiter.ticket, error) for waiter in void]
+                effects += self._drop_unwanted(one)
+        return effects
+
+    def _dismiss_others(self, used: Tracked) -> list[Effect]:
+        """The user changed to this model: the others leave when nothing runs or waits on them.
+
+        Pinned ones stay.
+        """
+        effects: list[Effect] = []
+        for one in self._models.values():
+            if one is not used:
+                one.parting = one.loaded and not one.pinned
+                effects += self._part_if_idle(one)
+        return effects
+
+    def _reject_all(self, one: Tracked, error: StokerError) -> list[Effect]:
         rejected: list[Effect] = [Reject(waiter.ticket, error) for waiter in one.waiters]
         one.waiters.clear()
         return rejected
 
     def _note_failure(
-        self, one: _Model, error: StokerError, now: float, *, back_off: bool = True
+        self, one: Tracked, error: StokerError, now: float, *, back_off: bool = True
     ) -> None:
         one.state = ModelState.FAILED
         one.error = error
@@ -358,8 +322,8 @@ class Scheduler:
         """Grant what can be granted; when no load is on its way, begin the next."""
         effects: list[Effect] = []
         for one in self._models.values():
-            while one.waiters and self._has_place(one):
-                effects.append(self._grant(one, one.waiters.popleft().ticket, now))
+            while (waiter := one.next_waiter()) is not None:
+                effects += self._grant(one, waiter, now)
         if self._current is None:
             waiting = [one for one in self._models.values() if one.waiters and not one.loaded]
             if waiting:
@@ -369,29 +333,20 @@ class Scheduler:
             effects.append(self._plan(self._current))
         return effects
 
-    def _plan(self, one: _Model) -> Plan:
+    def _plan(self, one: Tracked) -> Plan:
         if not self._blockers:  # one that looks again is still queued
             one.state = ModelState.LOADING
         self._working = True
         self._blockers = ()
-        others = [
-            other for other in self._models.values() if other.loaded and self._evictable(other)
-        ]
+        others = [other for other in self._models.values() if other.loaded and other.evictable]
         others.sort(key=lambda other: (other.state is ModelState.READY, other.last_used))
         candidates = tuple(
-            Candidate(other.id, other.size_bytes, busy=not self._may_go(other)) for other in others
+            Candidate(other.id, other.size_bytes, busy=not other.may_go) for other in others
         )
         return Plan(one.id, candidates)
 
-    def _evictable(self, one: _Model) -> bool:
-        return one.state is ModelState.DRAINING or not one.pinned
-
-    def _may_go(self, one: _Model) -> bool:
-        """Idle and not pinned, or on its way out, or gone."""
-        return one.stopping or not one.loaded or (one.idle and not one.pinned)
-
     def _room_may_be_there(self) -> bool:
-        return all(self._may_go(self._model(blocker)) for blocker in self._blockers)
+        return all(self._model(blocker).may_go for blocker in self._blockers)
 
     def _unblock(self, now: float) -> list[Effect]:
         """Busy models yield to one that waited a quantum, when they served one themselves."""
@@ -417,21 +372,21 @@ class Scheduler:
             effects.append(self._plan(self._current))
         return effects
 
-    def _make_leave(self, one: _Model) -> list[Effect]:
+    def _make_leave(self, one: Tracked) -> list[Effect]:
         one.state = ModelState.DRAINING
         return self._leave_if_done(one)
 
-    def _part_if_idle(self, one: _Model) -> list[Effect]:
+    def _part_if_idle(self, one: Tracked) -> list[Effect]:
         return self._make_leave(one) if one.parting and one.idle else []
 
-    def _leave_if_done(self, one: _Model, *, force: bool = False) -> list[Effect]:
+    def _leave_if_done(self, one: Tracked, *, force: bool = False) -> list[Effect]:
         done = not one.in_flight or force
         if one.state is not ModelState.DRAINING or one.stopping or not done:
             return []
         one.stopping = True
         return [Stop(one.id)]
 
-    def _drop_unwanted(self, one: _Model) -> list[Effect]:
+    def _drop_unwanted(self, one: Tracked) -> list[Effect]:
         """A load that nobody waits for any more is cancelled."""
         if one is not self._current or one.waiters or self._aborting:
             return []

@@ -42,7 +42,7 @@ class Catalog:
             try:
                 manifest = self._read(path)
             except StoreError as error:
-                problems.append(f"{path.name}: {error}")
+                problems.append(f"{path.name}: {error}. {error.hint}")
                 continue
             known[manifest.id] = manifest
         self._known, self._problems = known, problems

@@ -7,6 +7,7 @@ call it from threads. Not for: where bytes come from (`pull`), what runs them (`
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace

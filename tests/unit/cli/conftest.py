@@ -95,18 +95,21 @@ class StubClient:
     pull_views: list[schemas.PullView] = field(default_factory=list)
     verify_steps: list[schemas.VerifyProgress] = field(default_factory=list)
     base_url: str = "http://127.0.0.1:4328/v1"
+    enabled: bool = True
+    problems: tuple[str, ...] = ()
     interrupt: bool = False
     asked: list[tuple[Any, ...]] = field(default_factory=list)
 
     def status(self) -> schemas.StatusView:
         return schemas.StatusView(
             daemon=schemas.DaemonView(version="0.1.0", pid=7, uptime_s=7500, home="/home/me"),
-            server=schemas.ServerView(enabled=True, base_url=self.base_url),
+            server=schemas.ServerView(enabled=self.enabled, base_url=self.base_url),
             models=tuple(self.loaded_models),
             resources=schemas.ResourcesView(
                 cpu_percent=3, ram_used_bytes=3_100_000_000, ram_total_bytes=8_200_000_000
             ),
             pulls=tuple(self.pull_views),
+            problems=self.problems,
         )
 
     def models(self) -> list[schemas.StoredModelView]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import stoker_service
-from stoker import errors, paths, schemas
-from stoker.cli import autostart, process
+from stoker import errors, paths, schemas, settings
+from stoker.cli import autostart, checks, process
 from stoker_service import Part, PartState, Record, Wish
 from tests.fakes.service_home import PROGRAM, wish
 
@@ -30,6 +31,7 @@ class FakeAutostart:
     failure: errors.StokerError | None = None
     started: list[str] = field(default_factory=list)
     problem: str | None = None
+    has_port: bool = False
 
     def install(self, parts: Collection[Part], wish: Wish) -> tuple[str, ...]:
         if self.failure:
@@ -51,6 +53,11 @@ class FakeAutostart:
 
     def is_current(self, _wish: Wish) -> bool:
         return self.current
+
+    def holds_port(self) -> bool:
+        if self.failure:
+            raise self.failure
+        return self.has_port
 
     def start(self, _timeout_s: float = 0) -> bool:
         self.started.append("start")
@@ -291,6 +298,43 @@ def test_settings_of_the_terminal_start_it_without_the_manager(
 
     assert "STOKER_LOG_LEVEL of this terminal is not seen by systemd" in ran.err
     assert (supervised.started, spawned) == (["stop"], ["spawned"])  # its socket is in the way
+
+
+@pytest.mark.usefixtures("answers_once_started")
+def test_start_tells_that_the_server_is_off(
+    run: Run, supervised: FakeAutostart, client: StubClient
+) -> None:
+    """Its address would lead nowhere."""
+    client.enabled = False
+
+    out = run("start").out
+
+    assert out.splitlines()[1] == "The server is off. Switch it on with: stoker server on"
+
+
+@pytest.mark.parametrize(
+    ("has_port", "failure", "levels"),
+    [
+        (True, None, ["ok"]),
+        (False, None, ["warn", "fail"]),
+        (True, errors.AutostartFailed("no answer"), ["warn", "fail"]),
+    ],
+)
+def test_a_port_that_the_manager_holds_is_not_taken(
+    supervised: FakeAutostart,
+    has_port: bool,  # noqa: FBT001  # pytest fills it
+    failure: errors.StokerError | None,
+    levels: list[str],
+) -> None:
+    """systemd listens there in the daemon's place; only if that is so."""
+    supervised.has_port, supervised.failure = has_port, failure
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        wishes = settings.Settings(port=other.getsockname()[1])
+
+        findings = checks.check_daemon(wishes)
+
+    assert [one.level for one in findings] == levels
+    assert ("systemd starts it with the first request" in findings[0].text) == (levels == ["ok"])
 
 
 def test_a_manager_that_fails_is_gone_without(

@@ -43,6 +43,27 @@ def test_a_daemon_that_answers_is_fine(client: StubClient) -> None:
     assert [(one.topic, one.level) for one in findings] == [("daemon", "ok")]
 
 
+def test_a_server_that_is_off_is_told(client: StubClient) -> None:
+    """It has no endpoint then, and the fix is to switch it on."""
+    client.enabled = False
+
+    (finding,) = checks.check_daemon(settings.Settings())
+
+    assert (finding.level, finding.fix) == ("warn", "Switch it on with `stoker server on`.")
+    assert "the server is off" in finding.text
+    assert client.base_url not in finding.text
+
+
+def test_a_problem_is_told_as_the_daemon_tells_it(client: StubClient) -> None:
+    """Each says itself what to do; no other advice is made up."""
+    client.problems = ("systemd listens on ::1; `stoker autostart on` writes the unit anew",)
+
+    findings = checks.check_daemon(settings.Settings())
+
+    problem = ("problem", "fail", client.problems[0], "")
+    assert [(one.topic, one.level, one.text, one.fix) for one in findings[1:]] == [problem]
+
+
 def test_a_daemon_of_another_version_should_be_restarted(
     client: StubClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

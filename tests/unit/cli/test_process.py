@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stoker import errors
+from stoker import errors, paths, transport
 from stoker.cli import process
 
 from .conftest import Run
@@ -86,3 +86,16 @@ def test_a_wrong_setting_is_told_before_a_process_is_started(
     assert ran.code == 2
     assert ran.err.startswith("error: port: ")
     assert not (stoker_home / "state").exists()
+
+
+def test_a_hanging_daemon_on_tcp_is_found_by_its_file(stoker_home: Path) -> None:
+    """As on Windows, where no socket tells who listens."""
+    places = paths.from_environment()
+    places.create()
+    with socket.create_server((transport.LOOPBACK, 0)) as listener:
+        found = transport.ControlFile(listener.getsockname()[1], "a" * 43, os.getpid())
+        places.control_file.touch(0o600)
+        places.control_file.write_bytes(found.encode())
+
+        assert process.owner(places) == os.getpid()
+    assert process.owner(places) is None

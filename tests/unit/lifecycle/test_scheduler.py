@@ -3,15 +3,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
-from stoker.errors import QueueFull, ServerOff, StokerError, WorkerFailed
+import pytest
+
+from stoker.errors import CapacityError, QueueFull, ServerOff, StokerError, WorkerFailed
 from stoker.lifecycle.effects import Abort, Effect, Grant, Plan, Reject, Start, Stop
 from stoker.lifecycle.eviction import Candidate
 from stoker.lifecycle.scheduler import QUANTUM_S, Scheduler
+from stoker.lifecycle.tracked import Purpose
 from stoker.types import ModelId, ModelState
 
 T = TypeVar("T")
 A = ModelId("a")
 B = ModelId("b")
+C = ModelId("c")
 
 
 def _scheduler(*, max_queue: int = 8, keep_alive_s: float = 60) -> Scheduler:
@@ -378,11 +382,15 @@ def _two_loaded(*, b_pinned: bool = False) -> tuple[Scheduler, int]:
     return scheduler, _load(scheduler, B, 2)
 
 
+def _use(scheduler: Scheduler, model: ModelId, ticket: int, now: float = 1) -> list[Effect]:
+    return scheduler.on_request(ticket, model, now, Purpose.USE)
+
+
 def test_use_lets_the_idle_others_go() -> None:
     """At once; the one in use stays."""
-    scheduler, _ = _two_loaded()
+    scheduler, generation = _two_loaded()
 
-    assert scheduler.on_use(B, 1) == [Stop(A)]
+    assert _use(scheduler, B, 3) == [Grant(3, B, generation), Stop(A)]
     assert _state(scheduler, B) is ModelState.READY
 
 
@@ -391,7 +399,7 @@ def test_use_lets_a_busy_other_go_when_it_is_done() -> None:
     scheduler, generation = _two_loaded()
     scheduler.on_request(3, B, 1)
 
-    assert scheduler.on_use(A, 1) == []
+    assert [type(effect) for effect in _use(scheduler, A, 4)] == [Grant]
     assert scheduler.on_released(B, generation, 2) == [Grant(3, B, generation)]
     assert scheduler.on_released(B, generation, 3) == [Stop(B)]
     assert _state(scheduler, A) is ModelState.READY
@@ -400,27 +408,97 @@ def test_use_lets_a_busy_other_go_when_it_is_done() -> None:
 def test_use_leaves_a_pinned_one() -> None:
     scheduler, generation = _two_loaded(b_pinned=True)
 
-    scheduler.on_use(A, 1)
+    _use(scheduler, A, 3)
 
     assert scheduler.on_released(B, generation, 2) == []
 
 
-def test_who_is_wanted_after_all_stays() -> None:
-    """A load, or a use, of a model that was about to leave."""
+@pytest.mark.parametrize("purpose", [Purpose.LOAD, Purpose.USE])
+def test_who_is_wanted_after_all_stays(purpose: Purpose) -> None:
+    """A load, or a use, of a model that was about to leave; even if it has no free place."""
     scheduler, generation = _two_loaded()
-    scheduler.on_use(A, 1)
+    _use(scheduler, A, 3)
 
-    scheduler.stay(B)
+    (grant,) = _of(Grant, scheduler.on_request(4, B, 1, purpose))
 
+    assert scheduler.on_released(B, grant.generation, 2) == []
     assert scheduler.on_released(B, generation, 2) == []
-    scheduler.on_use(B, 3)
     assert _state(scheduler, B) is ModelState.READY
+
+
+def test_the_newest_use_wins() -> None:
+    """Who waits for an older one is told, its load is given up, and nobody leaves for it."""
+    scheduler, generation = _two_loaded()
+    scheduler.on_released(B, generation, 1)
+    _use(scheduler, C, 3, now=2)
+
+    effects = _use(scheduler, B, 4, now=3)
+
+    (reject,) = _of(Reject, effects)
+    assert (reject.ticket, type(reject.error)) == (3, CapacityError)
+    assert reject.error.hint == "To change back: stoker use c"
+    assert _of(Abort, effects) == [Abort(C)]
+    assert _of(Stop, effects) == [Stop(A)]
+    assert scheduler.on_exited(C, None, 4) == []
+    assert _state(scheduler, B) is ModelState.READY
+
+
+def test_a_load_that_somebody_else_waits_for_goes_on() -> None:
+    """Also when the use that began it was overtaken; the newest use stays as it is."""
+    scheduler, generation = _two_loaded()
+    scheduler.on_released(B, generation, 1)
+    _use(scheduler, C, 3, now=2)
+    scheduler.on_request(4, C, 2)
+
+    effects = _use(scheduler, B, 5, now=3)
+
+    assert _of(Abort, effects) == []
+    scheduler.on_planned(C, 10, (), 4, wait=False)
+    assert scheduler.on_ready(C, 1, 4) == [Grant(4, C, 1)]
+    assert _state(scheduler, B) is ModelState.READY
+
+
+def test_the_same_use_twice_is_one() -> None:
+    """Both callers get their answer."""
+    scheduler = _scheduler()
+    _use(scheduler, A, 1)
+
+    assert _use(scheduler, A, 2) == []
+    scheduler.on_planned(A, 10, (), 1, wait=False)
+    assert scheduler.on_ready(A, 1, 1) == [Grant(1, A, 1), Grant(2, A, 1)]
+
+
+def test_a_use_that_is_refused_overtakes_nothing() -> None:
+    """The load of the one before goes on."""
+    scheduler = _scheduler()
+    for failed in (0, 0):  # the second time in a row it is not tried again at once
+        scheduler.on_request(1, B, failed)
+        scheduler.on_failed(B, WorkerFailed("x"), failed)
+    _use(scheduler, A, 2, now=0)
+
+    (reject,) = _use(scheduler, B, 3, now=0)
+
+    assert isinstance(reject, Reject)
+    assert reject.ticket == 3
+    assert scheduler.current == A
+
+
+def test_use_overtakes_what_was_to_be_restored() -> None:
+    """But not what somebody asked to load."""
+    scheduler = _scheduler()
+    scheduler.on_request(1, A, 0, Purpose.RESTORE)
+    scheduler.on_request(2, B, 0, Purpose.LOAD)
+
+    effects = _use(scheduler, C, 3)
+
+    assert [one.ticket for one in _of(Reject, effects)] == [1]
+    assert _state(scheduler, B) is ModelState.QUEUED
 
 
 def test_a_model_that_left_may_come_back_for_good() -> None:
     """A request that loads it again does not find it about to leave."""
     scheduler, generation = _two_loaded()
-    scheduler.on_use(A, 1)
+    _use(scheduler, A, 3)
     scheduler.on_released(B, generation, 2)
     scheduler.on_exited(B, None, 3)
 

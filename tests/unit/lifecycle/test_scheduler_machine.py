@@ -12,6 +12,7 @@ from stoker.errors import MemoryShort, ServerOff, WorkerFailed
 from stoker.lifecycle.effects import Abort, Effect, Grant, Plan, Reject, Start, Stop
 from stoker.lifecycle.eviction import choose
 from stoker.lifecycle.scheduler import Scheduler
+from stoker.lifecycle.tracked import Purpose
 from stoker.types import ModelId, ModelState
 
 BUDGET = 100
@@ -40,6 +41,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.todo: list[Plan | Start | Abort | Stop] = []
         self.forced: set[ModelId] = set()
         self.closed = False
+        self.purposes: dict[int, tuple[ModelId, Purpose]] = {}  # by ticket
 
     # --- the runtime -------------------------------------------------------------------------
 
@@ -114,11 +116,12 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # --- what may happen ---------------------------------------------------------------------
 
-    @rule(model=st.sampled_from(MODELS))
-    def request(self, model: ModelId) -> None:
+    @rule(model=st.sampled_from(MODELS), purpose=st.sampled_from(Purpose))
+    def request(self, model: ModelId, purpose: Purpose) -> None:
         self.tickets += 1
         self.waiting.add(self.tickets)
-        self.apply(self.scheduler.on_request(self.tickets, model, self.now))
+        self.purposes[self.tickets] = model, purpose
+        self.apply(self.scheduler.on_request(self.tickets, model, self.now, purpose))
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -167,10 +170,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.apply(self.scheduler.on_unload(model, self.now, force=force))
         self.forced.discard(model)
 
-    @rule(model=st.sampled_from(MODELS))
-    def use(self, model: ModelId) -> None:
-        self.apply(self.scheduler.on_use(model, self.now))
-
     @rule()
     def free(self) -> None:
         self.apply(self.scheduler.on_free(self.now))
@@ -207,6 +206,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def counts_are_right(self) -> None:
         assert self.scheduler.in_flight == len(self.held)
         assert self.scheduler.queued == len(self.waiting)
+
+    @invariant()
+    def only_the_newest_choice_waits(self) -> None:
+        asked = [self.purposes[ticket] for ticket in self.waiting]
+        assert len({model for model, purpose in asked if purpose is Purpose.USE}) <= 1
 
     @invariant()
     def nobody_waits_for_what_is_closed(self) -> None:

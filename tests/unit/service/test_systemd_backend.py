@@ -72,6 +72,24 @@ def test_a_running_service_is_not_disturbed(systemd: SystemdAutostart, runner: F
     assert not asked(runner, "stoker.socket")
 
 
+@pytest.mark.parametrize(
+    ("active", "holds"),
+    [("stoker.socket", True), ("stoker.socket stoker.service", False), ("", False)],
+)
+def test_the_port_is_its_own_while_the_daemon_does_not_run(
+    systemd: SystemdAutostart,
+    runner: FakeRunner,
+    active: str,
+    holds: bool,  # noqa: FBT001  # pytest fills it
+) -> None:
+    def is_active(words: tuple[str, ...]) -> Result:
+        return Result(0 if words[-1] in active.split() else 3)
+
+    runner.answers["is-active"] = is_active
+
+    assert systemd.holds_port() == holds
+
+
 def test_a_new_port_is_listened_to_at_once(systemd: SystemdAutostart, runner: FakeRunner) -> None:
     def is_active(words: tuple[str, ...]) -> Result:
         return Result(0 if words[-1] == "stoker.socket" else 3)
@@ -395,9 +413,9 @@ def test_lingering_that_cannot_be_taken_back_is_told_and_tried_again(
 
 
 def test_the_confinement_is_tried_before_it_is_written(
-    systemd: SystemdAutostart, runner: FakeRunner, tmp_path: Path
+    systemd: SystemdAutostart, runner: FakeRunner, stoker_home: Path
 ) -> None:
-    own = tmp_path / "own"
+    own = stoker_home / "own"
     chosen = wish(at_home(str(own)), hardened=True)
     drop_in = unit_entry(systemd.folders).files[-1]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from stoker import errors
+from stoker import errors, updates
 from stoker.types import ModelState
 from stoker_service import Part, PartState, Program, Wish
 from stoker_tray import actions
@@ -53,6 +53,8 @@ class Desk:
     done: list[tuple[Any, ...]] = field(default_factory=list)
     manager: Any = field(default_factory=Manager)
     fails: set[str] = field(default_factory=set)
+    error: errors.StokerError = field(default_factory=lambda: errors.StokerError("it failed"))
+    failed: int = 0
     answers: dict[str, object] = field(default_factory=dict)
 
     def call(
@@ -65,7 +67,8 @@ class Desk:
 
     def note(self, *what: Any) -> None:
         if self.fails & set(map(str, what)):
-            raise errors.StokerError("it failed")
+            self.failed += 1
+            raise self.error
         self.done.append(what)
 
     def tools(self) -> Tools:
@@ -124,6 +127,24 @@ def test_unloading_all_unloads_what_is_loaded(desk: Desk) -> None:
     assert desk.done == [("POST", "/unload", {"model": name}) for name in ("a", "c")]
 
 
+def test_one_that_cannot_be_unloaded_keeps_no_other(desk: Desk) -> None:
+    desk.fails.add(str({"model": "a"}))
+
+    with pytest.raises(errors.StokerError):
+        desk.do(Verb.UNLOAD_ALL, state=connected(ready("a"), ready("b")))
+
+    assert desk.done == [("POST", "/unload", {"model": "b"})]
+
+
+def test_a_daemon_that_does_not_answer_is_asked_once(desk: Desk) -> None:
+    """Each call would wait for minutes."""
+    desk.error, desk.fails = errors.DaemonNotReady("no answer"), {"/unload"}
+    with pytest.raises(errors.DaemonNotReady):
+        desk.do(Verb.UNLOAD_ALL, state=connected(ready("a"), ready("b"), ready("c")))
+
+    assert desk.failed == 1
+
+
 def test_the_daemon_is_started_and_stopped_by_its_own_command(desk: Desk) -> None:
     assert desk.do(Verb.START).reach
     assert desk.do(Verb.STOP).leave
@@ -134,7 +155,7 @@ def test_folders_and_pages_are_opened(desk: Desk) -> None:
     desk.do(Verb.OPEN_LOGS)
     desk.do(Verb.OPEN_UPDATE)
 
-    assert desk.done == [("open", "/logs"), ("open", actions.RELEASES)]
+    assert desk.done == [("open", "/logs"), ("open", updates.PAGE)]
 
 
 def test_an_address_is_copied_or_shown(desk: Desk) -> None:
@@ -180,6 +201,28 @@ def test_every_verb_does_something(desk: Desk) -> None:
     ]
 
     assert jobless == [Verb.QUIT]
+
+
+SLOW = [
+    (Verb.SERVER, "off"),  # running answers end first
+    (Verb.OPEN_LOGS, ""),  # in a program that stays in the foreground
+    (Verb.AUTOSTART, "on"),  # by a service manager
+    (Verb.USE, "m"),
+    (Verb.STOP, ""),
+]
+QUICK = [(Verb.PAUSE, "p"), (Verb.COPY_URL, "u"), (Verb.MUTE, "ready")]
+
+
+@pytest.mark.parametrize("quick", QUICK)
+@pytest.mark.parametrize("slow", SLOW)
+def test_what_is_quick_waits_for_nothing_slow(
+    desk: Desk, slow: tuple[Verb, str], quick: tuple[Verb, str]
+) -> None:
+    jobs = [actions.job(Command(*words), connected(), desk.tools()) for words in (slow, quick)]
+
+    assert jobs[0] is not None
+    assert jobs[1] is not None
+    assert jobs[0].lane is not jobs[1].lane
 
 
 # --- looks -----------------------------------------------------------------------------------
@@ -261,7 +304,7 @@ def bench() -> Iterator[Bench]:
         bench.next()
 
 
-@pytest.mark.parametrize("lane", [Lane.ASK, Lane.DESK, Lane.LIFE])
+@pytest.mark.parametrize("lane", sorted(actions._QUEUES, key=str))
 def test_jobs_of_a_lane_run_one_after_the_other(bench: Bench, lane: Lane) -> None:
     first, second = bench.start(lane, "a"), bench.start(lane, "b")
     assert first.begun.wait(DEADLINE_S)

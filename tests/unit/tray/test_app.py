@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,9 +22,19 @@ from tests.fakes.tray_shell import RecordingShell
 
 WAIT_S = 60.0
 
+posix = pytest.mark.skipif(os.name != "posix", reason="a program is ended without being asked")
+
 
 @pytest.mark.parametrize(
-    "words", [["-x"], ["--version", "x"], ["--after-upgrade"], ["--after-upgrade", "1", "2"], [""]]
+    "words",
+    [
+        ["-x"],
+        ["--version", "x"],
+        ["--quit", "--replace"],
+        ["--after-upgrade"],
+        ["--after-upgrade", "1", "2"],
+        [""],
+    ],
 )
 def test_words_that_are_not_understood_are_refused(words: list[str]) -> None:
     with pytest.raises(BadUsage):
@@ -31,6 +44,8 @@ def test_words_that_are_not_understood_are_refused(words: list[str]) -> None:
 def test_the_words_that_are_understood() -> None:
     assert app.parse([]) == app.Words()
     assert app.parse(["--after-upgrade", "1.2"]) == app.Words(tried="1.2")
+    assert app.parse(["--quit"]) == app.Words(ends_other=True, runs=False)
+    assert app.parse(["--replace"]) == app.Words(ends_other=True)
 
 
 # --- signals ---------------------------------------------------------------------------------
@@ -105,6 +120,16 @@ def test_other_advice_is_given_again(
     advice.give(shell)
 
     assert len({notice.text for notice in shell.notices}) == 2
+
+
+def test_a_note_that_cannot_be_read_is_no_note(gnome: None, tmp_path: Path) -> None:
+    (tmp_path / "told.txt").write_bytes(b"\xff\0")
+    shell = RecordingShell()
+
+    for _ in range(2):
+        app.Advice(tmp_path / "told.txt", None).give(shell)
+
+    assert len(shell.notices) == 1
 
 
 def test_advice_that_cannot_be_noted_is_given(gnome: None, tmp_path: Path) -> None:
@@ -187,3 +212,70 @@ def test_a_controller_that_fails_for_good_ends_the_program(stoker_home: Path) ->
     assert code == 1
     assert str(stoker_home) in said
     assert log.count("a fault in the tray") < 20
+
+
+# --- one takes the place of another ----------------------------------------------------------
+
+
+@contextmanager
+def tray(home: Path, *words: str, starts: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+    """The program without a desktop, as soon as the log tells of so many starts."""
+    away = ("DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR")
+    environ = {name: value for name, value in os.environ.items() if name not in away}
+    environ["DBUS_SESSION_BUS_ADDRESS"] = "unix:path=/nowhere"
+    command = [sys.executable, "-I", "-m", "stoker_tray", *words]
+    with subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL) as process:
+        try:
+            log = home / "state" / "logs" / "tray.log"
+            deadline = time.monotonic() + WAIT_S
+            while not log.exists() or log.read_text().count("has started") < starts:
+                assert time.monotonic() < deadline, "it does not start"
+                time.sleep(0.02)
+            yield process
+        finally:
+            process.kill()
+
+
+def run(*words: str) -> tuple[int, str, str]:
+    """The program to its end: its exit code, its output, what it said of errors."""
+    command = [sys.executable, "-I", "-m", "stoker_tray", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@posix
+def test_quit_returns_when_the_icon_is_gone(stoker_home: Path) -> None:
+    """It has ended in order; and once more is no error."""
+    with tray(stoker_home) as process:
+        first = run("--quit")
+        code = process.poll()
+    second = run("--quit")
+
+    assert (first, second) == ((0, "", ""), (0, "", ""))
+    assert code == 0
+    assert "has ended" in (stoker_home / "state" / "logs" / "tray.log").read_text()
+
+
+def test_quit_makes_nothing(stoker_home: Path) -> None:
+    """An uninstaller calls it last of all."""
+    assert run("--quit") == (0, "", "")
+    assert list(stoker_home.iterdir()) == []
+
+
+@posix
+def test_replace_ends_the_old_icon_and_shows_its_own(stoker_home: Path) -> None:
+    with tray(stoker_home) as old, tray(stoker_home, "--replace", starts=2) as new:
+        assert (old.wait(WAIT_S), new.poll()) == (0, None)
+        assert run() == (0, "Stoker's icon is there already.\n", "")
+        run("--quit")
+
+
+def test_a_fault_before_there_is_a_log_is_two_lines(
+    stoker_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STOKER_HOME", "~nobody-of-this-name/home")
+
+    code, _, said = run()
+
+    assert code == 1
+    assert [line[:6] for line in said.splitlines()] == ["error:", "hint: "]

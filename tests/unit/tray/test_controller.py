@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from stoker import errors
+from stoker_service import Part, PartState
 from stoker_tray import controller, pace
 from stoker_tray.face import Command, IconState, Verb
 from tests.fakes.tray_shell import rows
@@ -137,14 +138,14 @@ def test_a_daemon_that_falls_silent_is_given_up(world: World) -> None:
     world.is_up = False
 
     alive = world.run_for(44)
+    hung = world.run_for(1.5)
     dead = world.run_for(2)
 
     assert alive.icon.state is IconState.IDLE
-    assert dead.icon.state is IconState.OFF
-    assert "says nothing" in rows(dead)["note"].text
+    assert hung.icon.state is dead.icon.state is IconState.OFF
+    assert "says nothing" in rows(hung)["note"].text
+    assert "note" not in rows(dead), "what is not there cannot hang"
     assert world.shell.notices == []
-    world.is_up = True
-    assert "note" not in rows(world.run_for(11))
 
 
 def test_a_connection_without_a_snapshot_is_given_up(world: World) -> None:
@@ -339,14 +340,37 @@ def test_an_open_menu_learns_what_can_be_added(world: World) -> None:
 
 
 def test_a_catalogue_that_makes_no_sense_is_no_catalogue(world: World) -> None:
+    """What came with it counts."""
     world.answers["/catalogue"] = [{"name": 5}]
+    world.login = {
+        Part.DAEMON: PartState(enabled=True, detail=""),
+        Part.TRAY: PartState(enabled=False, detail=""),
+    }
     world.begin()
 
     world.controller.opened()
     face = world.run_for(1)
 
     assert "add" not in rows(face)
+    assert rows(face)["autostart"].checked is True
     assert face.icon.state is IconState.IDLE
+
+
+def test_a_look_around_that_is_due_while_one_goes_on_is_not_lost(world: World) -> None:
+    """The one that goes on may have begun before the daemon was there."""
+    world.begin()
+    world.gates["/catalogue"] = threading.Event()
+    world.controller.opened()
+    world.turn()
+    world.streams[0].say(GOODBYE)
+    for _ in range(5):
+        world.turn()
+
+    before = asked(world, "/catalogue")
+    world.gates["/catalogue"].set()
+    world.run_for(pace.AROUND_S + 1)
+
+    assert (before, asked(world, "/catalogue")) == (1, 2)
 
 
 # --- clicks ----------------------------------------------------------------------------------
@@ -552,6 +576,17 @@ def test_a_fault_of_ours_does_not_freeze_the_icon(world: World, monkeypatch: Any
     world.controller.run(world.shell)
 
     assert world.shell.face.icon.state is IconState.READY
+
+
+def test_a_signal_is_heard_among_any_number_of_clicks(world: World) -> None:
+    world.begin()
+    for _ in range(5000):
+        world.controller.closed()
+
+    os.write(world.controller.bell, bytes([signal.SIGTERM]))  # raises when there is no room
+    world.controller.run(world.shell)
+
+    assert world.controller._over
 
 
 def test_a_fault_that_never_ends_ends_the_loop(world: World, monkeypatch: Any) -> None:

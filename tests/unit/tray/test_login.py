@@ -1,4 +1,4 @@
-"""The tray's few lines about settings agree with the daemon's own."""
+"""The tray's few lines about settings agree with those of the `stoker` command."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from stoker import settings
+from stoker import paths, settings
+from stoker.cli import autostart
 from stoker.errors import BadSetting
+from stoker.paths import Paths
 from stoker_service import Program, Record, Wish
 from stoker_tray import login
 
@@ -35,23 +37,39 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "config.toml"
 
 
+@pytest.fixture
+def places(stoker_home: Path) -> Paths:
+    return paths.from_environment({"STOKER_HOME": str(stoker_home)})
+
+
 @pytest.mark.parametrize(
     "text",
-    ["", 'host = "::1"\nport = 0\ndrain_timeout_s = 2', "drain_timeout_s = 2.5\noffline = true"],
+    [
+        "",
+        'host = "::1"\nport = 0\ndrain_timeout_s = 2',
+        "drain_timeout_s = 2.5\noffline = true",
+        'port = "4329"\ndrain_timeout_s = "3"',
+        "port = 4329.0\ndrain_timeout_s = 100000",
+        "port = 65535\ndrain_timeout_s = true",
+    ],
 )
-def test_the_values_are_those_of_the_daemon(
-    file: Path, text: str, monkeypatch: pytest.MonkeyPatch
+def test_the_values_are_those_of_the_command(
+    places: Paths, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the file, or by default. A variable of this session is not seen at login."""
-    file.write_text(text)
-    daemons = settings.load(file, {})
-    monkeypatch.setenv("STOKER_PORT", "5")
+    """`stoker autostart on` reads the file, too, and not this session's variables."""
+    places.config_file.write_text(text)
+    for name, value in (("HOST", "::1"), ("PORT", "5"), ("DRAIN_TIMEOUT_S", "7")):
+        monkeypatch.setenv(f"STOKER_{name}", value)
 
-    found = wish(file)
+    found = wish(places.config_file)
 
-    assert (found.host, found.port) == (daemons.host, daemons.port)
-    assert found.drain_s == daemons.drain_timeout_s
-    assert wish(file.with_name("none")) == wish(file.parent / "nothing")
+    assert settings.load(places.config_file).port == 5  # for a daemon of this session
+    assert found == autostart.wish_of(places, PROGRAM)
+    assert found.port != 5
+
+
+def test_without_a_file_all_is_by_default(places: Paths) -> None:
+    assert wish(places.config_file) == autostart.wish_of(places, PROGRAM)
 
 
 @pytest.mark.parametrize(
@@ -61,31 +79,40 @@ def test_the_values_are_those_of_the_daemon(
         "host = 5",
         "port = 65536",
         "port = -1",
+        "port = 1.5",
+        "port = []",
+        "port = nan",
         'port = "x"',
-        "port = true",
         "port =",
         "drain_timeout_s = -1",
         'drain_timeout_s = "x"',
         "drain_timeout_s = nan",
     ],
 )
-def test_what_the_daemon_refuses_is_refused(file: Path, text: str) -> None:
+def test_what_the_command_refuses_is_refused(places: Paths, text: str) -> None:
     """An entry with it would fail at every login."""
-    file.write_text(text)
-    if "nan" not in text and "true" not in text:  # stricter than the daemon, on purpose
-        with pytest.raises(BadSetting):
-            settings.load(file, {})
+    places.config_file.write_text(text)
+    with pytest.raises(BadSetting):
+        autostart.wish_of(places, PROGRAM)
 
     with pytest.raises(BadSetting) as caught:
-        wish(file)
+        wish(places.config_file)
 
-    assert str(file) in caught.value.message
+    assert str(places.config_file) in caught.value.message
 
 
-def test_what_was_chosen_before_stays(file: Path) -> None:
+def test_a_time_without_end_is_no_time(places: Paths) -> None:
+    """No service manager could be told of it."""
+    places.config_file.write_text("drain_timeout_s = inf")
+
+    with pytest.raises(BadSetting):
+        wish(places.config_file)
+
+
+def test_what_was_chosen_before_stays(places: Paths) -> None:
     """The menu has one switch; the choices on the command line are not lost by it."""
     record = Record(on_demand=True, linger=True, hardened=True)
 
-    found = wish(file, record)
+    found = wish(places.config_file, record)
 
     assert (found.on_demand, found.linger, found.hardened) == (True, True, True)
