@@ -394,10 +394,10 @@ if [ -z "$unchanged" ] && [ -n "$start_daemon$was_running" ]; then
 fi
 switched=
 
-# The icon of this session. Only where there is a desktop; one that runs already stays the only one.
+# The icon of this session, only where there is a desktop; one that runs is replaced.
 if [ -n "$start_daemon" ] && { [ -n "${DISPLAY:-}${WAYLAND_DISPLAY:-}" ] || [ "$(uname)" = Darwin ]; }; then
     # shellcheck disable=SC2086  # nothing, where there is no setsid
-    STOKER_COMMAND=$bin/stoker $(command -v setsid) "$new/bin/python" -I -m stoker_tray >>"$log" 2>&1 </dev/null &
+    STOKER_COMMAND=$command $(command -v setsid) "$new/bin/python" -I -m stoker_tray --replace >>"$log" 2>&1 </dev/null &
 fi
 
 # Keep the one in use and the last good one.

@@ -34,7 +34,9 @@ MIB: Final = 1024 * 1024
 class Settings(BaseSettings):
     """What a user may set. Descriptions are the documentation (`stoker config show`)."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False
+    )
 
     host: Literal["127.0.0.1", "::1", "localhost"] = Field(
         "127.0.0.1", description="Address of the endpoint; loopback only."

@@ -132,11 +132,11 @@ def wait_for_model(daemon: Daemon, name: str, state: ModelState) -> None:
 
 
 def wait_for_download(daemon: Daemon, state: PullState) -> PullView:
-    """The only pull that is no import, once it is in this state."""
+    """The pull that is no import, once it is in this state."""
 
     def look() -> PullView | None:
-        (pull,) = (p for p in daemon.status().pulls if not p.reference.startswith("/"))
-        return pull if pull.state is state else None
+        pulls = (pull for pull in daemon.status().pulls if not pull.reference.startswith("/"))
+        return next((pull for pull in pulls if pull.state is state), None)
 
     return wait_until(look, f"a download that is {state}")
 

@@ -317,8 +317,10 @@ def _switch_autostart(command: Command, _state: State, tools: Tools) -> Job:
 
     def do() -> Found:
         from stoker_service.base import Part
+        from stoker_service.program import check_owner
 
         manager = tools.autostart()
+        check_owner(manager, tools.program())
         if command.arg == "on":
             manager.install((Part(name),), tools.wish())
         else:

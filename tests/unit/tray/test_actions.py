@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from queue import Queue
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from stoker import errors, updates
 from stoker.types import ModelState
-from stoker_service import Part, PartState, Program, Wish
+from stoker_service import Part, PartState, Program, Record, Wish
 from stoker_tray import actions
 from stoker_tray.actions import Ended, Found, Job, Lane, Tools, Workers
 from stoker_tray.face import Command, Verb
@@ -32,6 +33,10 @@ class Manager:
 
     on: set[Part] = field(default_factory=set)
     wishes: list[Wish] = field(default_factory=list)
+    noted: Record | None = None
+
+    def installed(self) -> Record | None:
+        return self.noted
 
     def install(self, parts: Any, wish: Wish) -> tuple[str, ...]:
         self.on |= set(parts)
@@ -181,6 +186,19 @@ def test_each_part_is_switched_by_itself(desk: Desk, verb: Verb, part: Part) -> 
     assert desk.manager.wishes == [WISH]
     assert on == {one.value: one is part for one in Part}
     assert off == dict.fromkeys(on, False)
+
+
+def test_the_login_of_another_home_is_left_alone(desk: Desk, tmp_path: Path) -> None:
+    """Its own icon may change it; this one says whose it is."""
+    other = tmp_path / "stoker"
+    other.touch()
+    desk.manager.noted = Record(program=(str(other), "serve"), environment=(("STOKER_HOME", "/x"),))
+    desk.manager.on = {Part.DAEMON}
+
+    with pytest.raises(errors.AutostartBlocked, match="another home"):
+        desk.do(Verb.AUTOSTART, "off")
+
+    assert desk.manager.on == {Part.DAEMON}
 
 
 def test_muting_saves_what_is_silent(desk: Desk) -> None:
