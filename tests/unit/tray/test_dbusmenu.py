@@ -38,11 +38,14 @@ class Menu:
     def show(self, *rows: Row) -> Changes:
         return self.tree.update(menu_of(rows, self.clicks.append))
 
-    def _opened(self) -> None:
+    def _opened(self, number: int) -> None:
         self.opened += 1
+        if number == ROOT:
+            self.tree.open()
 
     def _closed(self) -> None:
         self.closed += 1
+        self.tree.close()
 
     def ask(self, member: str, *args: Any) -> Any:
         return self.interface.methods[member].do(*args)
@@ -59,6 +62,52 @@ class Menu:
 
 def event(number: int, kind: str) -> tuple[int, str, tuple[str, int], int]:
     return number, kind, ("i", 0), 0
+
+
+# --- an open menu ----------------------------------------------------------------------------
+
+
+def labels(menu: Menu) -> list[str]:
+    return [each.label for each in menu.lines().inside]
+
+
+def test_an_open_menu_keeps_its_rows_and_renews_its_words() -> None:
+    """Rows that came or went meanwhile are there, or not, from its end on."""
+    menu = Menu(line("head"), button("free"), button("quit"))
+    menu.tree.open()
+
+    shown = menu.show(Row("head", "busy"), button("new"), button("quit"))
+    assert (shown.parents, len(shown.values)) == ((), 1)
+    assert labels(menu) == ["busy", "free", "quit"]
+    assert menu.ask("GetLayout", menu.id_of("free"), 0, [])
+
+    changes = menu.tree.close()
+    assert changes.parents == (ROOT,)
+    assert labels(menu) == ["busy", "new", "quit"]
+    assert menu.tree.close() == Changes()
+
+
+def test_what_waited_is_there_when_the_menu_opens_again() -> None:
+    """Some hosts never say that it was closed."""
+    menu = Menu(button("one"))
+    menu.tree.open()
+    menu.show(button("two"))
+
+    assert menu.tree.open().parents == (ROOT,)
+
+    assert labels(menu) == ["two"]
+    menu.show(button("three"))
+    assert labels(menu) == ["two"]
+
+
+def test_only_the_last_of_what_waited_counts() -> None:
+    menu = Menu(button("one"))
+    menu.tree.open()
+    menu.show(button("two"))
+    menu.show(button("one"))
+
+    assert menu.tree.close() == Changes()
+    assert labels(menu) == ["one"]
 
 
 # --- what a host sees ------------------------------------------------------------------------

@@ -5,13 +5,14 @@
 An entry's id is a promise: hosts keep a menu open while we change it, and send clicks by id. So an
 id belongs to a place (the keys of the rows that lead to it) and to a sort (separator, line, tick,
 radio, submenu, which many hosts cannot change in place), and is never given to another. For the
-same reason the set of an entry's properties never changes, only their values do.
+same reason the set of an entry's properties never changes, only their values do, and while the menu
+is open no row comes or goes: a row must not move away under the pointer, and some hosts close it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from stoker_tray.adapters.dbus_object import Interface, Method, Property, Refused
@@ -57,11 +58,32 @@ class MenuTree:
         self.revision = 1
         self._ids: dict[tuple[int, str, str], int] = {}
         self._entries: dict[int, Entry] = {ROOT: _root(())}
+        self._is_open = False
+        self._waiting: dict[int, Entry] | None = None  # for the end of an open menu
 
     def update(self, menu: Menu) -> Changes:
-        """Take over this menu; say what is different."""
-        before, now = self._entries, dict[int, Entry]()
+        """Take over this menu, as far as an open one allows; say what is different."""
+        now = dict[int, Entry]()
         now[ROOT] = _root(self._add(menu, ROOT, now))
+        return self._take(now)
+
+    def open(self) -> Changes:
+        """It is about to be seen: what waited comes, and from now on rows keep their places."""
+        changes = self.close()
+        self._is_open = True
+        return changes
+
+    def close(self) -> Changes:
+        """Nobody looks at it any more: what waited comes. Not every host tells of this."""
+        self._is_open = False
+        return Changes() if self._waiting is None else self._take(self._waiting)
+
+    def _take(self, wanted: dict[int, Entry]) -> Changes:
+        before, now = self._entries, wanted
+        self._waiting = None
+        if self._is_open and _structure(before) != _structure(wanted):
+            self._waiting = wanted
+            now = {number: _kept(entry, wanted.get(number)) for number, entry in before.items()}
         self._entries = now
         both = [number for number in now if number in before]
         values = ((number, _changed(before[number], now[number])) for number in both)
@@ -84,9 +106,9 @@ class MenuTree:
     def ids(self) -> list[int]:
         return list(self._entries)
 
-    def entry(self, number: int) -> Entry:
-        """Raises LookupError for an id that is not in the menu, or not any more."""
-        return self._entries[number]
+    def find(self, number: int) -> Entry | None:
+        """None for an id that is not in the menu, or not any more."""
+        return self._entries.get(number)
 
     def layout(self, number: int, levels: int, names: Iterable[str]) -> Layout:
         """An entry and what is below it; below zero levels means all. Raises LookupError."""
@@ -103,6 +125,15 @@ class MenuTree:
 def only(properties: Properties, names: frozenset[str]) -> Properties:
     """The properties of these names; of all names if there are none."""
     return {name: v for name, v in properties.items() if name in names} if names else properties
+
+
+def _structure(entries: Mapping[int, Entry]) -> dict[int, tuple[int, ...]]:
+    return {number: entry.children for number, entry in entries.items()}
+
+
+def _kept(entry: Entry, wanted: Entry | None) -> Entry:
+    """The entry in its old place, with the new words if there are any."""
+    return entry if wanted is None else replace(wanted, children=entry.children)
 
 
 def _root(children: tuple[int, ...]) -> Entry:
@@ -162,7 +193,7 @@ class MenuEvents:
     """What a host may tell us of its menu."""
 
     clicked: Callable[[int, MenuItem], None]
-    opened: Callable[[], None]
+    opened: Callable[[int], None]  # the entry below which it is
     closed: Callable[[], None]
 
 
@@ -209,7 +240,7 @@ class _Asked:
         self, numbers: Sequence[int], names: Sequence[str]
     ) -> tuple[list[tuple[int, Properties]]]:
         wanted = dict.fromkeys(numbers or self._tree.ids())
-        known = ((number, self._find(number)) for number in wanted)
+        known = ((number, self._tree.find(number)) for number in wanted)
         chosen = frozenset(names)
         return ([(number, only(entry.properties, chosen)) for number, entry in known if entry],)
 
@@ -220,9 +251,9 @@ class _Asked:
         return (properties[name],)
 
     def event(self, number: int, kind: str, _data: Variant, _time: int) -> tuple[()]:
-        entry = self._find(number)
+        entry = self._tree.find(number)
         if kind == "opened":
-            self._events.opened()
+            self._events.opened(number)
         elif kind == "closed" and number == ROOT:  # of a submenu: the menu is still open
             self._events.closed()
         elif kind == "clicked" and entry and entry.item:
@@ -232,25 +263,20 @@ class _Asked:
     def event_group(self, events: Sequence[tuple[int, str, Variant, int]]) -> tuple[list[int]]:
         for each in events:
             self.event(*each)
-        return ([number for number, *_ in events if self._find(number) is None],)
+        return ([number for number, *_ in events if self._tree.find(number) is None],)
 
     def about_to_show(self, number: int) -> tuple[bool]:
         self._known(number)
-        self._events.opened()
+        self._events.opened(number)
         return (False,)  # hosts have been told of every change already
 
     def about_to_show_group(self, numbers: Sequence[int]) -> tuple[list[int], list[int]]:
-        self._events.opened()
-        return [], [number for number in numbers if self._find(number) is None]
-
-    def _find(self, number: int) -> Entry | None:
-        try:
-            return self._tree.entry(number)
-        except LookupError:
-            return None
+        for number in numbers:
+            self._events.opened(number)
+        return [], [number for number in numbers if self._tree.find(number) is None]
 
     def _known(self, number: int) -> Entry:
-        entry = self._find(number)
+        entry = self._tree.find(number)
         if entry is None:
             raise Refused("InvalidArgs", "no such menu entry")
         return entry

@@ -19,7 +19,14 @@ from jeepney import Message, MessageType
 from pystray import Icon
 
 from stoker_tray.adapters.dbus_object import DBusObjects
-from stoker_tray.adapters.dbusmenu import MENU, Changes, MenuEvents, MenuTree, menu_interface
+from stoker_tray.adapters.dbusmenu import (
+    MENU,
+    ROOT,
+    Changes,
+    MenuEvents,
+    MenuTree,
+    menu_interface,
+)
 from stoker_tray.adapters.menu import Menu, MenuItem, menu_of, plain
 from stoker_tray.adapters.session_bus import BUS_OBJECT, Body, BusGone, SessionBus
 from stoker_tray.adapters.sni_item import (
@@ -155,6 +162,7 @@ class SniShell(Icon):  # type: ignore[misc]  # pystray has no types
         if visible != self._is_visible:
             self._is_visible = visible
             self._complaint = ""
+            self._tell_changes(self._tree.close())  # a host that went took its open menu along
             self._listener.hosted(visible=visible)
 
     # --- pystray: the thread that runs -------------------------------------------------------
@@ -215,7 +223,7 @@ class SniShell(Icon):  # type: ignore[misc]  # pystray has no types
             is_menu=lambda: not any(item.default for item in self.menu),
             activate=self,  # pystray: the default item
         )
-        events = MenuEvents(self._clicked, self._listener.opened, self._listener.closed)
+        events = MenuEvents(self._clicked, self._opened, self._closed)
         return DBusObjects(
             {
                 ITEM_PATH: item_interface(MENU_PATH, source),
@@ -226,11 +234,22 @@ class SniShell(Icon):  # type: ignore[misc]  # pystray has no types
     def _pixmaps(self) -> list[Pixmap]:
         return self._pictures.of(self.icon, self._theme)
 
+    def _opened(self, number: int) -> None:
+        if number == ROOT:
+            self._tell_changes(self._tree.open())
+        self._listener.opened()
+
+    def _closed(self) -> None:
+        self._tell_changes(self._tree.close())
+        self._listener.closed()
+
     def _clicked(self, number: int, item: MenuItem) -> None:
+        self._tell_changes(self._tree.close())  # a click closes a menu, and not every host says so
         item(self)
         # Some hosts turn a tick by themselves; it is what we say it is.
-        state = self._tree.entry(number).properties.get("toggle-state")
-        if state is not None:
+        entry = self._tree.find(number)
+        state = entry and entry.properties.get("toggle-state")
+        if state:
             self._tell_changes(Changes(((number, {"toggle-state": state}),)))
 
     def _recolour(self, color_scheme: int) -> None:
