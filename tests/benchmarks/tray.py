@@ -25,6 +25,7 @@ from tests.fakes.tray_host import TrayHost
 
 SETTLE_S = 15.0  # start-up work is over, and the daemon's first samples are taken
 ALONE_PART = 0.2  # of the time: the daemon without a tray, to compare
+LOOK_S = 5.0  # as long as a person looks at the menu
 SAMPLES = 20  # of the memory, over the time
 
 
@@ -109,8 +110,9 @@ def run(minutes: float) -> list[Usage]:
         alone = measure([_Subject("daemon alone", server, 0.1, 70)], minutes * 60 * ALONE_PART)
         tray = session.start_tray(daemon.home)
         host.wait_for_item()
-        host.open_menu()
         wait_until(lambda: "Add model" in (line.label for line in host.menu()), "a whole menu")
+        host.open_menu()
+        time.sleep(LOOK_S)
         host.close_menu()
         time.sleep(SETTLE_S)
         subjects = [_Subject("tray", tray, 0.1, 30), _Subject("daemon", server, 0.1, 70)]
