@@ -34,9 +34,6 @@ class Menu:
     def __init__(self, host: TrayHost) -> None:
         self._host = host
 
-    def lines(self) -> list[Line]:
-        return [line for line in self._host.menu() if line.label]
-
     def line(self, *path: str) -> Line | None:
         """The line that these beginnings lead to, if it is there."""
         found = self._host.menu()
@@ -58,8 +55,8 @@ class Menu:
 
     def click(self, *path: str) -> None:
         """Open the menu and click; the line must be one that can be clicked."""
+        line = self.wait_for(*path)  # while it is open, no line comes
         self._host.open_menu()
-        line = self.wait_for(*path)
         assert line.enabled, line
         self._host.event(line.number, "clicked")
         with contextlib.suppress(DBusError):  # the click may have ended the tray
@@ -252,10 +249,9 @@ def test_a_download_is_cancelled(menu: Menu, daemon: Daemon, hub: Hub) -> None:
 
 
 def test_a_model_of_the_catalogue_is_added(
-    host: TrayHost, menu: Menu, daemon: Daemon, notifications: FakeNotifications
+    menu: Menu, daemon: Daemon, notifications: FakeNotifications
 ) -> None:
     """A click pulls it by its short name; here the hub lacks it, and the user is told so."""
-    host.open_menu()
     offer = menu.wait_for("Add model").inside[0]
 
     menu.click("Add model", offer.label)
@@ -305,10 +301,9 @@ def test_the_logs_are_opened(session: Session, menu: Menu, daemon: Daemon) -> No
 
 @pytest.mark.parametrize("switch", ["Start at login", "Show this icon at login"])
 def test_start_at_login_goes_on_and_off_without_a_trace(
-    session: Session, host: TrayHost, menu: Menu, switch: str
+    session: Session, menu: Menu, switch: str
 ) -> None:
     """On writes the system's own entry; off leaves the home as it was, byte for byte."""
-    host.open_menu()
     assert not menu.wait_for(switch).checked
     before = files_below(session.home)
 

@@ -45,12 +45,6 @@ class Entry:
     def texts(self) -> list[str]:
         return [entry.text for entry in self.walk() if not entry.separator]
 
-    def find(self, text: str) -> Entry:
-        """The one entry below whose text begins like this."""
-        found = [entry for entry in self.walk() if entry.text.startswith(text)]
-        assert len(found) == 1, f"{text!r} is not in the menu once: {self.texts()}"
-        return found[0]
-
 
 class PublishedTray:
     """The one item that the watcher of this bus knows. Connects anew for each question."""

@@ -6,9 +6,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+from Xlib import X
+from Xlib.display import Display
 
 from tests.fakes.desktop_programs import Programs
 
@@ -91,6 +95,13 @@ class Panel:
 
 def _openbox(programs: Programs, folder: Path) -> None:
     programs.start("wm", "openbox")
+    with closing(Display(programs.environ["DISPLAY"])) as display:
+        sign = display.get_atom("_NET_SUPPORTING_WM_CHECK")
+
+        def look() -> bool:
+            return display.screen().root.get_full_property(sign, X.AnyPropertyType) is not None
+
+        programs.wait_until(look, "a window manager")  # a panel that comes before it stays hidden
 
 
 def _xfce(programs: Programs, folder: Path, *, dark: bool = True) -> None:

@@ -129,9 +129,6 @@ class Programs:
     def process(self, name: str) -> psutil.Process:
         return psutil.Process(self._running[name].pid)
 
-    def is_running(self, name: str) -> bool:
-        return name in self._running and self._running[name].poll() is None
-
     def log_of(self, name: str) -> str:
         return (self.logs / f"{name}.log").read_text(errors="replace")
 
