@@ -52,7 +52,7 @@ find_python() {
 readonly PACKAGES="
   openssl curl shellcheck
   dbus dbus-x11 dbus-user-session systemd desktop-file-utils libxml2-utils libplist-utils
-  xvfb openbox libglib2.0-bin xfce4-panel xfconf xdotool xclip scrot imagemagick x11-utils x11-xserver-utils
+  xvfb openbox libglib2.0-bin lxqt-panel xfce4-panel xfconf xdotool xclip scrot imagemagick x11-utils x11-xserver-utils
   sway waybar grim xwayland fonts-dejavu-core adwaita-icon-theme librsvg2-common
   debootstrap lintian man-db nsis wine wine64
 "

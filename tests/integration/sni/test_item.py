@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ET
 from typing import NoReturn
 
 import pytest
+from PIL import Image
 
 from stoker_tray import icons
 from stoker_tray.adapters import open_shell
@@ -59,9 +60,14 @@ def test_the_icon_has_pixels_for_every_size_of_panel(show: Show, host: TrayHost)
     pixmaps = host.properties()["IconPixmap"]
 
     red = list(IconState).index(IconState.LOADING)
-    assert [(w, h, len(argb), argb[:4]) for w, h, argb in pixmaps] == [
-        (size, size, size * size * 4, bytes((40, red, 20, 30))) for size in (22, 24, 32, 48, 64)
+    edge = Image.new("RGBA", (1, 1), (0, 0, 0, int(40 * 0.6)))
+    drawn = Image.new("RGBA", (1, 1), (red, 20, 30, 40))
+    r, g, b, a = Image.alpha_composite(edge, drawn).tobytes()
+    middles = [argb[(h // 2 * w + w // 2) * 4 :][:4] for w, h, argb in pixmaps]
+    assert [(w, h, len(argb)) for w, h, argb in pixmaps] == [
+        (size, size, size * size * 4) for size in (22, 24, 32, 48, 64)
     ]
+    assert middles == [bytes((a, r, g, b))] * 5
 
 
 @pytest.mark.parametrize("state", IconState)
@@ -75,9 +81,15 @@ def test_the_real_icons_reach_the_host(
         host.wait_for_item()
         pixmaps = host.properties()["IconPixmap"]
 
-    expected = icons.image(IconKey(state), 32, Theme.DARK).tobytes()
+    glyph = icons.image(IconKey(state), 30, Theme.DARK).tobytes()
     argb = next(argb for width, _, argb in pixmaps if width == 32)
-    assert argb[0::4] == expected[3::4]
+    pixels = [tuple(argb[at : at + 4]) for at in range(0, len(argb), 4)]
+    full = [n for n in range(30 * 30) if glyph[n * 4 + 3] == 255]
+    there = [pixels[(n // 30 + 1) * 32 + n % 30 + 1] for n in full]
+    assert full
+    assert there == [(255, *glyph[n * 4 : n * 4 + 3]) for n in full]
+    dark = [alpha for alpha, *rgb in pixels if rgb == [0, 0, 0]]
+    assert max(dark) > 90, "an edge, for a panel that is light after all"
 
 
 def test_the_tooltip_is_the_title_with_a_picture(shell: SniShell, host: TrayHost) -> None:

@@ -19,6 +19,7 @@ ID: Final = "stoker"
 _PIXMAPS = "a(iiay)"
 
 SIZES = (22, 24, 32, 48, 64)  # panels of 1x and 2x; a host takes the nearest
+_EDGE: Final = 0.6  # opacity: seen on white, and no border on black
 _TOOLTIP_SIZE = 48
 _NOTICE_SIZE = 64
 _APPLICATION = IconKey(IconState.READY)  # the application's own face, in full colour
@@ -42,6 +43,24 @@ def panel_theme(color_scheme: int, desktop: str) -> Theme:
     return Theme.LIGHT if is_light else Theme.DARK
 
 
+def _edged(draw: Draw, key: IconKey, size: int) -> Image:
+    """The light glyph with a dark edge around it, for a ground that may be light after all.
+
+    Where no portal says how light the panel is, dark is a guess; the edge cannot be seen there.
+    """
+    from PIL import Image, ImageFilter
+
+    margin = size // SIZES[0]
+    glyph = draw(key, size - 2 * margin, Theme.DARK).convert("RGBA")
+    shape = Image.new("L", (size, size))
+    shape.paste(glyph.getchannel("A"), (margin, margin))
+    wide = shape.filter(ImageFilter.MaxFilter(2 * margin + 1))
+    picture = Image.new("RGBA", (size, size))
+    picture.putalpha(wide.point([int(value * _EDGE) for value in range(256)]))
+    picture.alpha_composite(glyph, (margin, margin))
+    return picture
+
+
 def _pixmap(image: Image) -> Pixmap:
     """ARGB32 in network byte order, from any picture."""
     rgba = image.convert("RGBA").tobytes()
@@ -59,6 +78,8 @@ class Pictures:
         self.of = lru_cache(maxsize=16)(self._of)  # about 35 kB each
 
     def _of(self, key: IconKey, theme: Theme) -> list[Pixmap]:
+        if theme is Theme.DARK:
+            return [_pixmap(_edged(self._draw, key, size)) for size in SIZES]
         return [_pixmap(self._draw(key, size, theme)) for size in SIZES]
 
     def tooltip(self) -> list[Pixmap]:
