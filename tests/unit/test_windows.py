@@ -22,7 +22,7 @@ import anyio, apscheduler.schedulers.asyncio, fastapi, filelock, huggingface_hub
 import prometheus_client
 import psutil, pydantic_settings, rich.console, sqlite3, structlog, typer, uvicorn
 import anyio._backends._asyncio
-import uvicorn.protocols.http.httptools_impl, stamina
+import uvicorn.protocols.http.httptools_impl
 import tempfile, multiprocessing, ctypes
 absent = {"fcntl", "resource", "pwd", "grp", "termios", "uvloop"}
 for name in absent:
