@@ -4,7 +4,7 @@
 #   installers/macos/build.sh --sha256 DIGEST [--output DIR]
 #
 # DIGEST is the SHA-256 of the release's source archive. The output holds stoker.rb, and pkg/ with
-# root/, scripts/, resources/ and distribution.xml. On a Mac, where pkgbuild and productbuild are,
+# payload/, scripts/, resources/ and distribution.xml. On a Mac, where pkgbuild and productbuild are,
 # StokerSetup-VERSION.pkg is made of it, too (unsigned).
 set -eu
 
@@ -34,7 +34,7 @@ fill() { sed -e "s/@VERSION@/$version/g" -e "s/@SHA256@/$digest/g" "$1"; }
 fill "$here/stoker.rb.in" >"$output/stoker.rb"
 pkg=$output/pkg
 rm -rf "$pkg"
-source_folder="$pkg/root/Library/Application Support/Stoker/source"
+source_folder="$pkg/payload/Library/Application Support/Stoker/source"
 mkdir -p "$source_folder/installers" "$pkg/scripts" "$pkg/resources"
 (cd "$root" && find daemon tray service_files -name __pycache__ -prune -o -type f -print |
     tar -cf - -T - pyproject.toml README.md LICENSE) | tar -xf - -C "$source_folder"
@@ -48,7 +48,7 @@ cp "$root/LICENSE" "$pkg/resources/"
 fill "$here/pkg/distribution.xml.in" >"$pkg/distribution.xml"
 
 if command -v pkgbuild >/dev/null && command -v productbuild >/dev/null; then
-    pkgbuild --root "$pkg/root" --scripts "$pkg/scripts" --identifier ai.stoker.pkg \
+    pkgbuild --root "$pkg/payload" --scripts "$pkg/scripts" --identifier ai.stoker.pkg \
         --version "$version" "$pkg/stoker-component.pkg"
     productbuild --distribution "$pkg/distribution.xml" --resources "$pkg/resources" \
         --package-path "$pkg" "$output/StokerSetup-$version.pkg"

@@ -43,7 +43,7 @@ def test_the_package_holds_all_that_its_script_runs(tmp_path: Path) -> None:
     pkg = tmp_path / "pkg"
     script = (pkg / "scripts" / "postinstall").read_text(encoding="utf-8")
     (folder,) = re.findall(r'^source_folder="(/[^"]+)"$', script, re.MULTILINE)
-    source = pkg / "root" / folder.lstrip("/")
+    source = pkg / "payload" / folder.lstrip("/")
     assert (source / "installers" / "install.sh").stat().st_mode & 0o755 == 0o755
     for name in ("daemon", "tray", "service_files", "pyproject.toml"):
         assert (source / name).exists()
