@@ -207,7 +207,8 @@ echo $$ >"$lock/pid"
 
 # Not bin/stoker: pip's own launchers break when the path holds a $ or a quote. What starts at login
 # must be our launcher, though, because it outlives this version.
-stoker() { STOKER_COMMAND=$bin/stoker "$new/bin/python" -I -m stoker "$@"; }
+command=$bin/stoker
+stoker() { STOKER_COMMAND=$command "$new/bin/python" -I -m stoker "$@"; }
 
 # Point app/current to an environment, in one step.
 switch_to() {
@@ -374,7 +375,6 @@ if [ -z "$unchanged" ]; then
     if [ -n "$was_running" ]; then busy "stopping the running daemon" "$new/bin/python" -I -m stoker stop; fi
     switch_to "$new"
 fi
-command=$bin/stoker
 if ! link_command stoker stoker; then
     command=$app/current/bin/stoker
     say "  $bin/stoker is not ours and was left alone; the command is $command"
