@@ -10,6 +10,8 @@ StokerError
 │   ├── NotCapable              the model cannot do what was asked
 │   ├── UnknownModel            no such model in the store
 │   ├── UnknownPull             no such pull
+│   ├── UnknownRuntime          no such runtime, installed or offered
+│   ├── BadTuningFile           a file of tuned settings that cannot be used here
 │   ├── UnknownRoute            no such path
 │   ├── MethodNotAllowed        the path exists, the method does not
 │   ├── BadSetting              a setting with a wrong name or value
@@ -44,11 +46,16 @@ StokerError
 ├── EngineError             an engine, a runtime or a worker
 │   ├── RuntimeUnsupported      this machine's CPU or system cannot run the runtime
 │   ├── CanaryFailed            the runtime gave wrong tokens or died in its self-test
+│   ├── RuntimeRejected         a new runtime that is not sound or not faster here; nothing changed
+│   ├── CompilerMissing         a runtime has to be compiled, and there is no compiler
+│   ├── BuildFailed             a runtime could not be compiled or installed
+│   ├── LabFailed               a dry run or a measurement came to nothing
 │   ├── WorkerFailed            a worker ended on its own; carries the classified reason
 │   ├── WorkerTimeout           a worker was not ready in time
 │   └── WorkerLost              a worker went away in the middle of a request
 ├── CapacityError           not now, or not on this machine
 │   ├── MemoryShort             does not fit in the memory that is free
+│   ├── MachineBusy             a build or a measurement runs already
 │   ├── QueueFull               too many requests are waiting
 │   ├── WaitTimeout             waited too long for a model
 │   ├── ServerOff               the server is switched off
@@ -131,6 +138,16 @@ class UnknownModel(InputError):
 class UnknownPull(InputError):
     code = "pull_not_found"
     hint = "See the running pulls with `stoker status`."
+
+
+class UnknownRuntime(InputError):
+    code = "runtime_not_found"
+    hint = "See what there is with `stoker runtime list`."
+
+
+class BadTuningFile(InputError):
+    code = "bad_tuning_file"
+    hint = "Use a file that `stoker tune --export` wrote on a machine like this one."
 
 
 class UnknownRoute(InputError):
@@ -317,6 +334,32 @@ class CanaryFailed(EngineError):
     hint = "The engine fails its self-test on this machine; `stoker doctor` has the details."
 
 
+class RuntimeRejected(EngineError):
+    """``facts["reason"]`` is ``unsound`` or ``slower``."""
+
+    code = "runtime_rejected"
+    hint = "The runtime that served before goes on serving; `stoker runtime list` shows both."
+
+
+class CompilerMissing(EngineError):
+    code = "compiler_missing"
+    hint = "Install a C++ compiler, such as the package build-essential, and try again."
+
+
+class BuildFailed(EngineError):
+    """``facts["tail"]`` holds the last lines of the build."""
+
+    code = "build_failed"
+    hint = "The runtime that served before goes on serving; `stoker logs` has the build's last words."
+
+
+class LabFailed(EngineError):
+    """``facts["tail"]`` holds the last lines of the process that measured."""
+
+    code = "lab_failed"
+    hint = "Models are served with estimated settings; `stoker logs` has the details."
+
+
 class WorkerFailed(EngineError):
     """``facts["kind"]`` is a `stoker.types.FailureKind` value."""
 
@@ -344,6 +387,11 @@ class CapacityError(StokerError):
 class MemoryShort(CapacityError):
     code = "memory_short"
     hint = "Close other programs, unload another model, or choose a smaller one."
+
+
+class MachineBusy(CapacityError):
+    code = "machine_busy"
+    hint = "Wait until it is done: `stoker runtime list` and `stoker tune` show the progress."
 
 
 class QueueFull(CapacityError):

@@ -62,6 +62,21 @@ class Paths:
         return self.state / "canary.json"
 
     @property
+    def runtime_state(self) -> Path:
+        """Which runtime is current, which one was before it, and whether it may change."""
+        return self.state / "runtimes.json"
+
+    @property
+    def tuning(self) -> Path:
+        """Tuned settings and dry runs, a file per model and runtime; safe to delete."""
+        return self.state / "tuning"
+
+    @property
+    def measured_hardware(self) -> Path:
+        """What was measured once of this machine: memory bandwidth, disk speed."""
+        return self.state / "hardware.json"
+
+    @property
     def last_served(self) -> Path:
         """The model that served last; loaded again at the next start."""
         return self.state / "last-served.json"

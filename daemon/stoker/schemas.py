@@ -198,6 +198,54 @@ class DoneView(Wire):
     done: Literal[True] = True
 
 
+# --- runtimes and tuning ---------------------------------------------------------------------
+
+
+class RuntimeView(Wire):
+    """A runtime that is installed, being installed, or offered for this machine."""
+
+    name: str  # "xllamacpp-2026.10.11549", "llama-cpp-python-0.3.36-avx512"; the kind when offered
+    kind: Literal["builtin", "native", "vulkan", "cuda", "rocm", "metal", "path"]
+    state: Literal["offered", "installing", "testing", "ready", "failed"]
+    version: str | None = None
+    variant: str | None = None  # what it was compiled for
+    current: bool = False
+    previous: bool = False  # what `runtime rollback` goes back to
+    bytes: int | None = None
+    progress: float | None = None  # 0 to 1, while installing
+    note: str | None = None  # what it is doing, why it is offered, or why it was not taken
+    speedup: float | None = None  # measured against the one before: geometric mean of the speeds
+    error: ErrorView | None = None
+
+
+class RuntimesView(Wire):
+    held: bool  # the user wants no change by itself
+    runtimes: tuple[RuntimeView, ...]
+
+
+class SpeedsView(Wire):
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    batch_tokens_per_s: float  # of four streams together
+
+
+class TuneView(Wire):
+    """The measured search for one model."""
+
+    model: str
+    state: Literal["none", "waiting", "running", "paused", "done", "failed", "cancelled"]
+    profile: str
+    trials: int = 0
+    spent_s: float = 0.0
+    budget_s: float = 0.0
+    note: str | None = None  # what it waits for, or what it tries now
+    settings: dict[str, str | int | bool] | None = None  # the best so far
+    speeds: SpeedsView | None = None
+    baseline: SpeedsView | None = None  # of the settings before, in the same session
+    measured_at: AwareDatetime | None = None
+    error: ErrorView | None = None
+
+
 # --- requests --------------------------------------------------------------------------------
 
 
@@ -280,6 +328,18 @@ class DaemonChanged(Wire):
     daemon: DaemonView
 
 
+class RuntimeChanged(Wire):
+    """A runtime is being installed, was installed, removed, or became the current one."""
+
+    type: Literal["runtime"] = "runtime"
+    runtime: RuntimeView
+
+
+class TuneChanged(Wire):
+    type: Literal["tune"] = "tune"
+    tune: TuneView
+
+
 class Goodbye(Wire):
     type: Literal["goodbye"] = "goodbye"
 
@@ -292,6 +352,8 @@ Event = Annotated[
     | StoreChanged
     | ServerChanged
     | DaemonChanged
+    | RuntimeChanged
+    | TuneChanged
     | Goodbye,
     Field(discriminator="type"),
 ]

@@ -72,7 +72,31 @@ class Settings(BaseSettings):
     context: int | None = Field(
         None, ge=256, description="Context length in tokens; unset: as large as fits."
     )
+    profile: Literal["chat", "coding", "batch", "quiet", "battery"] = Field(
+        "chat", description="What the settings are chosen for."
+    )
+    tune: bool = Field(
+        default=True, description="Measure the best settings of a model when the machine is idle."
+    )
+    runtime: str | None = Field(
+        None, description="The runtime to use; unset: the fastest that passed its self-test."
+    )
     threads: int | None = Field(None, ge=1, description="Engine threads; unset: from this machine.")
+    threads_batch: int | None = Field(
+        None, ge=1, description="Engine threads while it reads a prompt; unset: from this machine."
+    )
+    ubatch: int | None = Field(
+        None, ge=32, le=4096, description="Tokens of a prompt computed at once; unset: measured."
+    )
+    flash_attention: bool | None = Field(
+        None, description="Compute attention in the fused way; unset: measured."
+    )
+    kv_type: Literal["f16", "q8_0", "q4_0"] | None = Field(
+        None, description="Precision of a conversation's memory; unset: f16, q8_0 when it is short."
+    )
+    gpu_layers: int | None = Field(
+        None, ge=0, description="Layers computed on the GPU; unset: as many as fit."
+    )
     parallel: int | None = Field(
         None, ge=1, le=64, description="Requests served at once per model; unset: from the plan."
     )

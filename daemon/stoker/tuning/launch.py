@@ -1,4 +1,8 @@
-"""The launch plan: every setting of a worker, what it costs in memory, and why. Plain values."""
+"""The launch plan: every setting of a worker, what it costs in memory, and why. Plain values.
+
+Also what the plan may know beyond formulas: memory from a dry run (`Survey`) and settings from
+measurements (`Tuned`). Both are of one model under one runtime.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 Source = Literal["rule", "dry-run", "measured", "user"]
+Profile = Literal["chat", "coding", "batch", "quiet", "battery"]
+KvType = Literal["f16", "q8_0", "q4_0"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +21,15 @@ class Wishes:
 
     context: int | None = None
     threads: int | None = None
+    threads_batch: int | None = None
     parallel: int | None = None
     reserve_bytes: int | None = None
     safe_mode: bool = False  # the canary found that the engine's extra buffers are not sound here
+    profile: Profile = "chat"
+    ubatch: int | None = None
+    flash_attention: bool | None = None
+    kv_type: KvType | None = None
+    gpu_layers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,68 @@ class MemoryNeed:
 
 
 @dataclass(frozen=True, slots=True)
+class SurveyPoint:
+    """One dry run: what the engine itself would allocate with these settings."""
+
+    cells: int
+    parallel: int  # also `n_outputs_max`
+    ubatch: int
+    flash_attention: bool
+    kv_type: KvType
+    compute_bytes: int
+    kv_bytes: int | None  # with the recurrent state; None when this engine does not tell
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Dry runs of one model under one runtime, enough to interpolate between their cells."""
+
+    runtime: str
+    weights_bytes: int  # of the file that are mapped
+    repack_bytes: int  # copied into layouts for this CPU
+    points: tuple[SurveyPoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The settings that change how fast a model is, but not what it answers."""
+
+    runtime: str
+    threads: int
+    threads_batch: int
+    ubatch: int
+    flash_attention: bool
+    extra_buffers: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """What one trial achieved; medians of repeated runs."""
+
+    prefill_tokens_per_s: float  # of a prompt of 512 tokens
+    decode_tokens_per_s: float  # one stream
+    batch_tokens_per_s: float  # all of four streams together
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """The best trial of a measured search, and what the engine's own defaults achieved beside it.
+
+    Valid for one `key` only (tuning.keys): model digest, hardware, limits and power mode.
+    """
+
+    key: str
+    profile: Profile
+    best: Trial
+    speeds: Speeds
+    baseline: Speeds  # of the untuned plan, in the same session
+    trials: int
+    seconds: float
+    at: str  # RFC 3339
+    complete: bool = True  # False: the time was up before every coordinate had been tried
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchPlan:
     """Everything a worker is started with; nothing is left to an engine's own default."""
 
@@ -81,3 +155,8 @@ class LaunchPlan:
     memory: MemoryNeed
     reasons: tuple[Reason, ...] = ()
     cells: int = 0  # of the KV cache, shared by all slots; 0: as many as `context`
+    runtime: str = ""  # name of the runtime to launch; "" is the current one
+    flash_attention: bool = True
+    kv_type: KvType = "f16"
+    cpu_experts: int = 0  # layers whose experts stay on the CPU although the layer is on a GPU
+    profile: Profile = "chat"

@@ -1,0 +1,135 @@
+"""Wire types of what Stoker knows about this machine: plans, recommendations, requests for them.
+
+Beside `schemas`, which holds what clients that only watch need. The same rules hold for both.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, Strict
+
+from stoker.schemas import SpeedsView, Wire
+
+Label = Literal["measured", "calibrated", "estimated"]  # how much a predicted number can be trusted
+ProfileName = Literal["chat", "coding", "batch", "quiet", "battery"]
+KvTypeName = Literal["f16", "q8_0", "q4_0"]
+ModelName = Annotated[str, Field(min_length=1, max_length=300)]
+
+# --- plans -----------------------------------------------------------------------------------
+
+
+class PlanRequest(Wire):
+    """A plan for a stored model; every setting that is given is tried as if the user had set it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelName
+    profile: ProfileName | None = None
+    context: Annotated[int, Field(ge=256)] | None = None
+    parallel: Annotated[int, Field(ge=1, le=64)] | None = None
+    threads: Annotated[int, Field(ge=1)] | None = None
+    ubatch: Annotated[int, Field(ge=32, le=4096)] | None = None
+    kv_type: KvTypeName | None = None
+    gpu_layers: Annotated[int, Field(ge=0)] | None = None
+
+
+class ReasonView(Wire):
+    setting: str
+    value: str | int | float | bool | None
+    source: Literal["rule", "dry-run", "measured", "user"]
+    why: str
+
+
+class PlanMemoryView(Wire):
+    """What the worker will use, part by part; `total_bytes` is their sum."""
+
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    runtime_bytes: int
+    repack_bytes: int
+    cache_bytes: int
+    total_bytes: int
+    usable_bytes: int  # what may be used now
+    reserved_bytes: int  # what stays free for other programs
+    label: Label  # "calibrated" from a dry run, "estimated" from formulas
+
+
+class GainView(Wire):
+    """What the user would get from a change that Stoker cannot make alone."""
+
+    change: Literal["memory", "quantization", "runtime", "tune", "quota", "gpu"]
+    text: str  # one sentence, with numbers
+    command: str | None = None  # what does it
+
+
+class PlanSpeedView(Wire):
+    speeds: SpeedsView
+    label: Label
+
+
+class PlanView(Wire):
+    model: str
+    profile: ProfileName
+    runtime: str
+    settings: dict[str, str | int | float | bool | None]
+    memory: PlanMemoryView
+    reasons: tuple[ReasonView, ...]
+    speed: PlanSpeedView | None = None
+    gains: tuple[GainView, ...] = ()
+    loaded: bool = False  # with exactly these settings
+
+
+# --- recommendations -------------------------------------------------------------------------
+
+
+class PredictionView(Wire):
+    """Numbers for a model that may not be here yet."""
+
+    decode_tokens_per_s: float
+    label: Label
+
+
+class RecommendationView(Wire):
+    name: str
+    title: str
+    summary: str
+    use: Literal["chat", "coding", "embedding", "rerank", "vision", "speech"]
+    licence: str
+    source: str  # "owner/repo:QUANT" or the package
+    bytes: int  # to download
+    memory_bytes: int  # to run, with a context of 8,192 tokens
+    quantization: str
+    speed: PredictionView
+    fits: bool
+    quick: bool
+    stored: bool
+    pinned: bool  # the digest is known beforehand; else it comes from the Hub at pull
+    why: str  # one sentence for a person
+
+
+# --- tuning and runtimes ---------------------------------------------------------------------
+
+
+class TuneRequest(Wire):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelName
+    seconds: Annotated[float, Field(gt=0, le=3600)] | None = None
+    again: Annotated[bool, Strict()] = False  # also when there are tuned settings
+
+
+class RuntimeInstallRequest(Wire):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["native", "vulkan", "cuda", "rocm", "metal"]
+    force: Annotated[bool, Strict()] = False  # keep it although it is not faster
+
+
+class HoldRequest(Wire):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    held: Annotated[bool, Strict()]
+
+
