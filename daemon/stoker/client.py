@@ -22,6 +22,7 @@ import pydantic
 from pydantic import BaseModel, TypeAdapter
 
 from stoker import errors, transport
+from stoker.client_machine import MachineCalls
 from stoker.paths import Paths
 from stoker.schemas import (
     DoneView,
@@ -55,7 +56,7 @@ LOAD_MARGIN_S: Final = 30.0  # so that the daemon's own time-out is the one that
 M = TypeVar("M", bound=BaseModel)
 
 
-class StokerClient:
+class StokerClient(MachineCalls):
     """``with StokerClient(paths) as client:``; connects at the first call.
 
     Any call may raise DaemonNotRunning, DaemonNotReady (no answer in time) or what the daemon

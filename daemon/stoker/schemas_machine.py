@@ -13,6 +13,7 @@ from stoker.schemas import SpeedsView, Wire
 
 Label = Literal["measured", "calibrated", "estimated"]  # how much a predicted number can be trusted
 ProfileName = Literal["chat", "coding", "batch", "quiet", "battery"]
+Use = Literal["chat", "coding", "embedding", "rerank", "vision", "speech"]
 KvTypeName = Literal["f16", "q8_0", "q4_0"]
 ModelName = Annotated[str, Field(min_length=1, max_length=300)]
 
@@ -95,7 +96,7 @@ class RecommendationView(Wire):
     name: str
     title: str
     summary: str
-    use: Literal["chat", "coding", "embedding", "rerank", "vision", "speech"]
+    use: Use
     licence: str
     source: str  # "owner/repo:QUANT" or the package
     bytes: int  # to download
@@ -133,3 +134,15 @@ class HoldRequest(Wire):
     held: Annotated[bool, Strict()]
 
 
+
+
+class TakenView(Wire):
+    """How many models' tuned settings were taken from a file."""
+
+    taken: int
+
+
+class RuntimeRequest(Wire):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=120)]
