@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from stoker.hardware.facts import CpuFacts, GpuFacts, HardwareFacts, LimitFacts, MemoryFacts
+from stoker.hardware.facts import (
+    CompilerFacts,
+    CpuFacts,
+    GpuFacts,
+    HardwareFacts,
+    LimitFacts,
+    MemoryFacts,
+    PowerFacts,
+)
 
 GIB = 1024**3
 BASELINE = frozenset(("avx2", "fma", "f16c", "bmi2"))
@@ -22,6 +30,13 @@ def machine(
     limit: int | None = None,
     headroom: int | None = None,
     gpus: tuple[GpuFacts, ...] = (),
+    affinity_cores: int | None = None,
+    address_space: int | None = None,
+    data: int | None = None,
+    power: PowerFacts | None = None,
+    bandwidth: int | None = None,
+    disk_speed: int | None = None,
+    compiler: CompilerFacts | None = None,
 ) -> HardwareFacts:
     """A healthy 8-core machine with 16 GiB, unless told otherwise."""
     threads = logical or cores
@@ -29,7 +44,19 @@ def machine(
         system="linux",
         release="6.1",
         cpu=CpuFacts(arch, "Test CPU", cores, threads, performance, flags),
-        limits=LimitFacts(threads if affinity is None else affinity, quota, limit, headroom),
+        limits=LimitFacts(
+            threads if affinity is None else affinity,
+            quota,
+            limit,
+            headroom,
+            affinity_cores,
+            address_space,
+            data,
+        ),
         memory=MemoryFacts(total, total if available is None else available),
         gpus=gpus,
+        power=power or PowerFacts(),
+        bandwidth_bytes_per_s=bandwidth,
+        disk_read_bytes_per_s=disk_speed,
+        compiler=compiler,
     )

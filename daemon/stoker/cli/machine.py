@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import typer
 
@@ -14,7 +15,7 @@ from stoker.cli.output import Colour, clean_line, paint, plural, print_json, siz
 from stoker.hardware.assess import Finding, reserve_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from stoker.catalogue import Entry
     from stoker.hardware.facts import HardwareFacts
@@ -26,6 +27,9 @@ _LABEL: Final[dict[str, tuple[str, Colour]]] = {
     "warn": ("WARN", "yellow"),
     "fail": ("FAIL", "red"),
 }
+
+# Who knows more about this machine than its hardware adds to `doctor` here. Must not raise.
+extra_findings: list[Callable[[paths.Paths, HardwareFacts], Sequence[Finding]]] = []
 
 
 def register(app: typer.Typer) -> None:
@@ -40,10 +44,11 @@ def doctor(
     Works without the daemon. Exit code 1 when something is broken.
     """
     from stoker import catalogue
-    from stoker.hardware.probe import probe
 
-    facts = probe()
-    wishes, findings = _look(paths.from_environment(), facts)
+    places = paths.from_environment()
+    with _quiet():
+        facts = _facts(places)
+        wishes, findings = _look(places, facts)
     reserve = reserve_bytes(facts, wishes.memory_reserve_bytes if wishes else None)
     free, cpus = facts.headroom_bytes - reserve, facts.effective_cpus
     fitting = catalogue.recommend(catalogue.load().entries, free, cpus)
@@ -63,6 +68,39 @@ def doctor(
         raise typer.Exit(ExitCode.FAILED)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What a probe notes for the daemon's log would stand between the lines of the report."""
+    import structlog
+
+    before, was_set = structlog.get_config(), structlog.is_configured()
+    structlog.configure(processors=[_drop])
+    try:
+        yield
+    finally:
+        if was_set:
+            structlog.configure(**before)
+        else:
+            structlog.reset_defaults()
+
+
+def _drop(*_: object) -> NoReturn:
+    import structlog
+
+    raise structlog.DropEvent
+
+
+def _facts(places: paths.Paths) -> HardwareFacts:
+    """This machine, with what the daemon measured of it; measured now when it did not."""
+    from stoker.hardware import measure, probe
+
+    facts = probe.probe(fresh_gpus=True)
+    measured = measure.known(places, facts)
+    if measured is None or measured.bandwidth_bytes_per_s is None:
+        measured = measure.measure_once(places, facts)
+    return measure.with_measured(facts, measured)
+
+
 def _look(places: paths.Paths, facts: HardwareFacts) -> tuple[Settings | None, list[Finding]]:
     """The settings when they are sound, and everything that was found."""
     from stoker.hardware.assess import assess
@@ -77,6 +115,7 @@ def _look(places: paths.Paths, facts: HardwareFacts) -> tuple[Settings | None, l
         *checks.check_daemon(wishes),
         *checks.check_update(wishes),
         *hardware,
+        *(finding for look in extra_findings for finding in look(places, facts)),
     ]
     return wishes, findings
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 from stoker.hardware.facts import GpuFacts
@@ -79,17 +80,6 @@ def number(text: str | None) -> int | None:
     return int(text) if re.fullmatch(r"-?\d{1,20}", text) else None
 
 
-def performance_cores(capacities: list[int]) -> int | None:
-    """How many CPUs are as fast as the fastest; None when all are.
-
-    Near ones count as equal: some chips favour one core by a few percent.
-    """
-    if not capacities:
-        return None
-    fast = sum(1 for value in capacities if value >= max(capacities) * 0.9)
-    return fast if fast < len(capacities) else None
-
-
 # --- cgroups ---------------------------------------------------------------------------------
 
 
@@ -102,6 +92,55 @@ def own_cgroups(text: str) -> dict[str, str]:
             for controller in parts[1].split(","):
                 paths.setdefault(controller, parts[2])
     return paths
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupMount:
+    """Where a hierarchy is seen, and which of its groups is seen there (a container's own)."""
+
+    folder: str  # relative to the root folder
+    root: str
+
+    def levels(self, own: str) -> tuple[str, ...]:
+        """Folders from the mount down to our own group.
+
+        In a container the path may be the host's, of which only the mount itself is visible:
+        the caller reads nothing from folders that do not exist. A group outside the mount
+        (``/..``) is not followed.
+        """
+        path = PurePosixPath(own)
+        if ".." in path.parts:
+            return (self.folder,)
+        if self.root != "/" and path.is_relative_to(self.root):
+            path = "/" / path.relative_to(self.root)
+        names = [part for part in path.parts if part != "/"]
+        return tuple("/".join((self.folder, *names[:depth])) for depth in range(len(names) + 1))
+
+
+_USUAL_MOUNTS: Final = {
+    "": CgroupMount("sys/fs/cgroup", "/"),
+    "cpu": CgroupMount("sys/fs/cgroup/cpu", "/"),
+    "memory": CgroupMount("sys/fs/cgroup/memory", "/"),
+}
+
+
+def cgroup_mounts(mountinfo: str | None) -> dict[str, CgroupMount]:
+    """/proc/self/mountinfo: the mount by controller, ``""`` for v2; the usual ones if it is mute.
+
+    A hierarchy may be mounted more than once; the one that shows most of it wins.
+    """
+    found: dict[str, CgroupMount] = {}
+    for line in (mountinfo or "").splitlines():
+        before, dash, after = line.partition(" - ")
+        left, right = before.split(), after.split()
+        if not dash or len(left) < 5 or len(right) < 3 or right[0] not in {"cgroup", "cgroup2"}:  # noqa: PLR2004  # the kernel's columns
+            continue
+        mount = CgroupMount(left[4].lstrip("/"), left[3])
+        names = [""] if right[0] == "cgroup2" else right[2].split(",")
+        for name in names:
+            if name not in found or len(mount.root) < len(found[name].root):
+                found[name] = mount
+    return found or dict(_USUAL_MOUNTS)
 
 
 def v2_quota(cpu_max: str | None) -> float | None:
@@ -132,15 +171,17 @@ def memory_limit(text: str | None) -> int | None:
 def reclaimable(memory_stat: str | None) -> int:
     """File cache that the kernel drops before it kills: mapped models sit here, too.
 
-    v2 names, and v1's totals, which include the groups below. Dirty and shared-memory pages are
-    in neither count.
+    v2 names, and v1's totals, which include the groups below. Pages that are not yet on the disk
+    do not count; those of shared memory are in neither of the two lists.
     """
     values: dict[str, int] = {}
     for line in (memory_stat or "").splitlines():
         name, _, value = line.partition(" ")
         values[name] = number(value) or 0
     prefix = "total_" if "total_inactive_file" in values else ""
-    return values.get(f"{prefix}inactive_file", 0) + values.get(f"{prefix}active_file", 0)
+    unwritten = ("dirty", "writeback") if prefix else ("file_dirty", "file_writeback")
+    cache = values.get(f"{prefix}inactive_file", 0) + values.get(f"{prefix}active_file", 0)
+    return max(0, cache - sum(values.get(f"{prefix}{name}", 0) for name in unwritten))
 
 
 def headroom(limit: int | None, usage: int | None, cache: int) -> int | None:
@@ -167,6 +208,7 @@ def nvidia_smi(text: str) -> tuple[GpuFacts, ...]:
                     None if total is None else total * MIB,
                     None if free is None else free * MIB,
                     parts[3],
+                    unified=total is None,  # it has none of its own (GB10, Jetson)
                 )
             )
     return tuple(gpus)
@@ -175,14 +217,47 @@ def nvidia_smi(text: str) -> tuple[GpuFacts, ...]:
 _PCI_VENDORS: Final = {"0x1002": "amd", "0x10de": "nvidia", "0x8086": "intel"}
 
 
-def drm_card(vendor: str, total: str | None, used: str | None, name: str | None) -> GpuFacts | None:
+# Of a graphics processor inside the CPU: its "own" memory is a piece of the system's, and small.
+_CARVE_OUT_MOST: Final = 1024 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class DrmFiles:
+    """What the kernel's driver says of one card; None for what it does not have."""
+
+    vendor: str
+    name: str | None = None
+    amd_total: str | None = None
+    amd_used: str | None = None
+    amd_shared: str | None = None  # system memory that it may map (GTT)
+    intel_total: str | None = None
+    intel_free: str | None = None
+    driver: str | None = None
+
+
+def drm_card(files: DrmFiles) -> GpuFacts | None:
     """One card of /sys/class/drm; None for what is no GPU of a known maker (virtual displays)."""
-    maker = _PCI_VENDORS.get(vendor.strip().lower())
+    maker = _PCI_VENDORS.get(files.vendor.strip().lower())
     if maker is None:
         return None
-    size, taken = number(total), number(used)
-    free = None if size is None or taken is None else max(0, size - taken)
-    return GpuFacts((name or "").strip() or f"{maker} GPU", maker, size, free)
+    size, free = number(files.amd_total), None
+    used = number(files.amd_used)
+    if size is not None and used is not None:
+        free = max(0, size - used)
+    if maker == "intel":
+        size, free = number(files.intel_total), number(files.intel_free)
+    name = (files.name or "").strip() or f"{maker} GPU"
+    unified = _shares_memory(maker, size, number(files.amd_shared))
+    return GpuFacts(name, maker, size, free, files.driver, unified)
+
+
+def _shares_memory(maker: str, size: int | None, shared: int | None) -> bool | None:
+    if maker == "intel":
+        # Only its own cards have local memory to tell of; the newer driver (xe) tells of none.
+        return False if size else None
+    if maker == "amd" and size is not None and shared is not None:
+        return size <= _CARVE_OUT_MOST and shared > size
+    return None
 
 
 def system_profiler(text: str) -> tuple[GpuFacts, ...]:
@@ -200,4 +275,7 @@ def _macos_gpu(display: dict[str, Any]) -> GpuFacts:
     if match:
         size = int(float(match[1]) * (MIB if match[2].upper() == "MB" else KIB * MIB))
     name = str(display.get("sppci_model", "GPU"))
-    return GpuFacts(name, "apple" if name.startswith("Apple") else "other", size)
+    apple = name.startswith("Apple")
+    # Intel's inside older Macs says how much it may borrow ("dynamic").
+    unified = True if apple or "spdisplays_vram_shared" in display else None
+    return GpuFacts(name, "apple" if apple else "other", size, unified=unified)

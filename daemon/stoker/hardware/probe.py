@@ -1,6 +1,7 @@
 """Look at this machine. Best effort: a part that cannot be read is unknown; nothing raises.
 
-Each external tool has a deadline. Blocking: call it in a thread.
+Each external tool and each driver has a deadline. Blocking: call it in a thread. What takes a
+measurement is not here (`measure`).
 """
 
 from __future__ import annotations
@@ -8,29 +9,31 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
 
 import psutil
-import structlog
 
-from stoker.hardware import parse
+from stoker.hardware import cores, parse, tools
+from stoker.hardware.compiler import find_compiler
+from stoker.hardware.cores import LogicalCpu
 from stoker.hardware.facts import CpuFacts, GpuFacts, HardwareFacts, LimitFacts, MemoryFacts
-from stoker.hardware.probe_linux import Linux
+from stoker.hardware.power import power
+from stoker.hardware.probe_linux import Linux, with_classes
+from stoker.hardware.probe_others import macos_cpu, windows_cpus
 from stoker.schemas import GpuView, ResourcesView
 
-log = structlog.get_logger(__name__)
 
-_TOOL_TIMEOUT_S: Final = 3  # a GPU that sleeps wakes up within two
-_SYSCTL: Final = "/usr/sbin/sysctl"
+def probe(*, fresh_gpus: bool = False) -> HardwareFacts:
+    """Everything but what must be measured.
 
-
-def probe() -> HardwareFacts:
-    """Everything. What cannot change while the system runs is read once per process."""
+    What cannot change while the system runs is read once per process. A GPU's free memory can:
+    ask for it afresh before you use it, because its tool may take a second.
+    """
+    if fresh_gpus:
+        _nvidia_gpus.cache_clear()
     memory, limits = memory_now()
     return HardwareFacts(
         system=platform.system().lower(),
@@ -39,17 +42,27 @@ def probe() -> HardwareFacts:
         limits=limits,
         memory=memory,
         gpus=_gpus(),
+        power=power.now(),
+        compiler=find_compiler(),
     )
 
 
 def memory_now() -> tuple[MemoryFacts, LimitFacts]:
-    """The parts that change: free memory and limits. Takes under a millisecond."""
+    """The parts that change: free memory and limits. Takes about a millisecond."""
+    allowed = _allowed()
     if sys.platform == "linux":
         linux = Linux()
-        memory = linux.memory()
-        limits = linux.limits(_affinity())
-        return memory or _psutil_memory(), limits
-    return _psutil_memory(), LimitFacts(_affinity())
+        memory = linux.memory() or _psutil_memory()
+        limits = linux.limits(len(allowed))
+    else:
+        memory, limits = _psutil_memory(), LimitFacts(len(allowed))
+    address_space, data = _process_limits()
+    return memory, replace(
+        limits,
+        affinity_cores=cores.full_speed_cores(_cpu_table(), allowed),
+        address_space_bytes=address_space,
+        data_bytes=data,
+    )
 
 
 def resources() -> ResourcesView:
@@ -65,10 +78,16 @@ def resources() -> ResourcesView:
         cpu_percent=psutil.cpu_percent(interval=None),
         ram_used_bytes=max(0, total - free),
         ram_total_bytes=total,
-        gpus=tuple(  # what they use is not known: their tools are too slow to ask each time
-            GpuView(name=gpu.name, vram_total_bytes=gpu.vram_total_bytes) for gpu in _gpus()
-        ),
+        gpus=tuple(_gpu_view(gpu) for gpu in _gpus()),
     )
+
+
+def _gpu_view(gpu: GpuFacts) -> GpuView:
+    """NVIDIA's tool is too slow to ask each time what is in use."""
+    total, free = gpu.vram_total_bytes, gpu.vram_free_bytes
+    fresh = gpu.vendor != "nvidia" and total is not None and free is not None
+    used = max(0, (total or 0) - (free or 0)) if fresh else None
+    return GpuView(name=gpu.name, vram_used_bytes=used, vram_total_bytes=total)
 
 
 def disk_free_bytes(folder: Path) -> int | None:
@@ -87,65 +106,80 @@ def _psutil_memory() -> MemoryFacts:
     return MemoryFacts(memory.total, memory.available)
 
 
-def _affinity() -> int:
+def _allowed() -> tuple[int, ...]:
+    """The CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return tuple(os.sched_getaffinity(0))
+    affinity = getattr(psutil.Process, "cpu_affinity", None)  # Windows; macOS has none
+    if affinity is not None:
+        try:
+            return tuple(affinity(psutil.Process()))
+        except (psutil.Error, OSError):
+            pass
+    return tuple(range(os.cpu_count() or 1))
+
+
+def _process_limits() -> tuple[int | None, int | None]:
+    """What ulimit allows each process: address space, and data."""
+    if sys.platform == "win32":
+        return None, None
+    import resource
+
+    limits = []
+    for which in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+        soft, _ = resource.getrlimit(which)
+        limits.append(None if soft == resource.RLIM_INFINITY or soft < 0 else soft)
+    return limits[0], limits[1]
 
 
 @lru_cache(maxsize=1)
-def _cpu() -> CpuFacts:
+def _cpu_table() -> tuple[LogicalCpu, ...]:
+    if sys.platform == "linux":
+        return Linux().cpus(is_x86=_generic_cpu().is_x86)
+    return windows_cpus()
+
+
+def _generic_cpu() -> CpuFacts:
     logical = os.cpu_count() or 1
-    generic = CpuFacts(
+    return CpuFacts(
         arch=platform.machine().lower(),
         model=platform.processor() or platform.machine() or "unknown CPU",
         physical_cores=psutil.cpu_count(logical=False) or logical,
         logical_cores=logical,
     )
-    if sys.platform == "linux":
-        return Linux().cpu(generic)
-    if sys.platform == "darwin":
-        return _macos_cpu(generic)
-    return generic  # Windows tells no flags: unknown, not missing
-
-
-def _macos_cpu(generic: CpuFacts) -> CpuFacts:
-    fast = parse.number(_run(_SYSCTL, "-n", "hw.perflevel0.physicalcpu"))
-    flags = _run(_SYSCTL, "-n", "machdep.cpu.features", "machdep.cpu.leaf7_features") or ""
-    return replace(
-        generic,
-        model=(_run(_SYSCTL, "-n", "machdep.cpu.brand_string") or generic.model).strip(),
-        performance_cores=fast if fast and fast < generic.physical_cores else None,
-        flags=frozenset(flags.lower().split()),
-    )
 
 
 @lru_cache(maxsize=1)
-def _gpus() -> tuple[GpuFacts, ...]:
-    """Asked once per process: the answer is for people, and the tools take a second."""
-    if sys.platform == "darwin":
-        tool = "/usr/sbin/system_profiler"
-        return parse.system_profiler(_run(tool, "-json", "SPDisplaysDataType") or "")
-    found: tuple[GpuFacts, ...] = ()
-    nvidia = shutil.which("nvidia-smi")
-    if nvidia is not None:
-        query = "--query-gpu=name,memory.total,memory.free,driver_version"
-        found = parse.nvidia_smi(_run(nvidia, query, "--format=csv,noheader,nounits") or "")
+def _cpu() -> CpuFacts:
+    generic = _generic_cpu()
     if sys.platform == "linux":
-        has_nvidia = bool(found)
-        found += tuple(
-            gpu for gpu in Linux().drm_gpus() if not (has_nvidia and gpu.vendor == "nvidia")
-        )
+        return Linux().cpu(generic, _cpu_table())
+    if sys.platform == "darwin":
+        return macos_cpu(generic)
+    return with_classes(generic, _cpu_table())  # Windows tells no flags: unknown, not missing
+
+
+def _gpus() -> tuple[GpuFacts, ...]:
+    if sys.platform == "darwin":
+        return _macos_gpus()
+    found = _nvidia_gpus()
+    if sys.platform == "linux":
+        nothing: tuple[GpuFacts, ...] = ()
+        cards = tools.within("gpus", Linux().drm_gpus, nothing)
+        found += tuple(gpu for gpu in cards if not (found and gpu.vendor == "nvidia"))
     return found
 
 
-def _run(*command: str) -> str | None:
-    """The tool's output; None when it is absent, fails or is too slow."""
-    try:
-        done = subprocess.run(  # noqa: S603  # fixed commands, no shell
-            command, capture_output=True, text=True, timeout=_TOOL_TIMEOUT_S, check=True
-        )
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
-        log.debug("probe_tool_failed", tool=command[0], reason=type(error).__name__)
-        return None
-    return done.stdout
+@lru_cache(maxsize=1)
+def _macos_gpus() -> tuple[GpuFacts, ...]:
+    tool = "/usr/sbin/system_profiler"
+    return parse.system_profiler(tools.run(tool, "-json", "SPDisplaysDataType") or "")
+
+
+@lru_cache(maxsize=1)
+def _nvidia_gpus() -> tuple[GpuFacts, ...]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    query = "--query-gpu=name,memory.total,memory.free,driver_version"
+    return parse.nvidia_smi(tools.run(tool, query, "--format=csv,noheader,nounits") or "")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stoker.hardware import parse
+from stoker.hardware.facts import GpuFacts
 
 MIB = 1024 * 1024
 
@@ -74,13 +75,6 @@ def test_cpu_lists() -> None:
     assert parse.cpu_numbers("") == ()
 
 
-def test_performance_cores_are_those_of_full_capacity() -> None:
-    assert parse.performance_cores([250] * 4 + [1024] * 2) == 2
-    assert parse.performance_cores([1024] * 8) is None
-    assert parse.performance_cores([1000, 1024]) is None
-    assert parse.performance_cores([]) is None
-
-
 def test_own_cgroups_of_both_versions() -> None:
     text = "12:cpu,cpuacct:/a/b\n4:memory:/c:d\n0::/user.slice/x.scope\n"
 
@@ -135,6 +129,45 @@ def test_version_1_totals_win_over_own_values() -> None:
     assert parse.reclaimable(stat) == 70
 
 
+@pytest.mark.parametrize(
+    "stat",
+    [
+        "inactive_file 500\nactive_file 300\nfile_dirty 60\nfile_writeback 40\n",
+        "total_inactive_file 500\ntotal_active_file 300\ntotal_dirty 60\ntotal_writeback 40\n",
+    ],
+)
+def test_what_is_not_on_the_disk_yet_cannot_be_dropped(stat: str) -> None:
+    assert parse.reclaimable(stat) == 700
+
+
+MOUNTS = """\
+31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw
+32 31 0:29 /docker/abc /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 / /mnt/mem rw shared:5 - cgroup cgroup rw,memory
+36 31 0:32 /part /mnt/other rw - cgroup cgroup rw,memory
+41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+a line that is none
+"""
+
+
+def test_cgroups_are_looked_for_where_they_are_mounted() -> None:
+    mounts = parse.cgroup_mounts(MOUNTS)
+
+    assert mounts["cpu"] == parse.CgroupMount("sys/fs/cgroup/cpu,cpuacct", "/docker/abc")
+    assert mounts["memory"] == parse.CgroupMount("mnt/mem", "/")
+    assert mounts[""].folder == "sys/fs/cgroup/unified"
+    assert parse.cgroup_mounts(None)["memory"].folder == "sys/fs/cgroup/memory"
+
+
+def test_a_container_sees_its_group_at_the_mount() -> None:
+    mount = parse.CgroupMount("m", "/docker/abc")
+
+    assert mount.levels("/docker/abc") == ("m",)
+    assert mount.levels("/docker/abc/inner") == ("m", "m/inner")
+    assert parse.CgroupMount("m", "/").levels("/a/b") == ("m", "m/a", "m/a/b")
+    assert parse.CgroupMount("m", "/").levels("/../b") == ("m",)
+
+
 def test_nvidia_smi() -> None:
     gpus = parse.nvidia_smi(
         "NVIDIA GeForce RTX 4090, 24564, 24000, 550.54\nNVIDIA GB10, [N/A], [N/A], 580\n"
@@ -147,29 +180,68 @@ def test_nvidia_smi() -> None:
     assert parse.nvidia_smi("NVIDIA-SMI has failed because it couldn't communicate") == ()
 
 
-def test_drm_cards() -> None:
-    card = parse.drm_card("0x1002\n", "17163091968", "163091968", "Radeon RX 7800 XT\n")
+def test_a_gpu_without_memory_of_its_own_shares_the_systems() -> None:
+    own, shared = parse.nvidia_smi("RTX 4090, 24564, 24000, 5\nNVIDIA GB10, [N/A], [N/A], 5\n")
+
+    assert (own.unified, shared.unified) == (False, True)
+
+
+def test_an_amd_card() -> None:
+    card = parse.drm_card(
+        parse.DrmFiles(
+            "0x1002\n",
+            "Radeon RX 7800 XT\n",
+            amd_total="17163091968",
+            amd_used="163091968",
+            amd_shared="33000000000",
+            driver="amdgpu",
+        )
+    )
+
+    assert card == GpuFacts(
+        "Radeon RX 7800 XT", "amd", 17163091968, 17_000_000_000, "amdgpu", unified=False
+    )
+
+
+def test_an_amd_processors_own_graphics_share_memory() -> None:
+    card = parse.drm_card(parse.DrmFiles("0x1002", None, "536870912", "0", "33000000000"))
 
     assert card is not None
-    assert (card.name, card.vendor, card.vram_free_bytes) == (
-        "Radeon RX 7800 XT",
-        "amd",
-        17_000_000_000,
+    assert (card.name, card.unified) == ("amd GPU", True)
+
+
+def test_an_intel_card_tells_its_memory_and_a_built_in_one_has_none() -> None:
+    card = parse.drm_card(
+        parse.DrmFiles("0x8086", intel_total="17095983104", intel_free="17000000000")
     )
-    assert parse.drm_card("0x1234", None, None, None) is None
+    inside = parse.drm_card(parse.DrmFiles("0x8086"))
+
+    assert card is not None
+    assert (card.vram_total_bytes, card.vram_free_bytes, card.unified) == (
+        17095983104,
+        17_000_000_000,
+        False,
+    )
+    assert inside == GpuFacts("intel GPU", "intel")
+
+
+def test_a_virtual_display_is_no_gpu() -> None:
+    assert parse.drm_card(parse.DrmFiles("0x1234")) is None
 
 
 def test_system_profiler() -> None:
     displays = [
         {"sppci_model": "Apple M3 Pro"},
         {"sppci_model": "Radeon Pro 5500M", "spdisplays_vram": "8 GB"},
+        {"sppci_model": "Intel UHD 630", "spdisplays_vram_shared": "1536 MB"},
     ]
 
     gpus = parse.system_profiler(json.dumps({"SPDisplaysDataType": displays}))
 
-    assert [(g.vendor, g.vram_total_bytes) for g in gpus] == [
-        ("apple", None),
-        ("other", 8192 * MIB),
+    assert [(g.vendor, g.vram_total_bytes, g.unified) for g in gpus] == [
+        ("apple", None, True),
+        ("other", 8192 * MIB, None),
+        ("other", None, True),
     ]
     assert parse.system_profiler("no json") == ()
 
@@ -180,6 +252,7 @@ def test_no_text_makes_a_parser_fail(text: str) -> None:
     parse.meminfo(text)
     parse.cpu_numbers(text)
     parse.own_cgroups(text)
+    parse.cgroup_mounts(text)
     parse.v2_quota(text)
     parse.memory_limit(text)
     parse.reclaimable(text)

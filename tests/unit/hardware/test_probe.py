@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,8 @@ import pytest
 from stoker.hardware import probe as probing
 from stoker.hardware.facts import CpuFacts, GpuFacts
 from stoker.hardware.probe_linux import Linux
+from tests.fakes.hardware import GIB
+from tests.fakes.limits import with_ulimit
 
 GENERIC = CpuFacts("x86_64", "generic", 4, 8)
 
@@ -103,20 +109,56 @@ def test_nothing_readable_means_nothing_limits(tmp_path: Path) -> None:
     assert linux.cpu(GENERIC) == GENERIC
 
 
+def siblings(*lists: str) -> dict[str, str]:
+    """Files that say with whom each CPU shares its core."""
+    return {
+        f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list": text
+        for cpu, text in enumerate(lists)
+    }
+
+
+def test_version_2_slows_down_at_high_before_max(tmp_path: Path) -> None:
+    linux = tree(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/a\n",
+            "sys/fs/cgroup/a/memory.max": "9000",
+            "sys/fs/cgroup/a/memory.high": "5000",
+            "sys/fs/cgroup/a/memory.current": "1000",
+        },
+    )
+
+    limits = linux.limits(2)
+
+    assert (limits.memory_limit_bytes, limits.memory_headroom_bytes) == (5000, 4000)
+
+
+def test_limits_are_read_where_the_hierarchy_is_mounted(tmp_path: Path) -> None:
+    linux = tree(
+        tmp_path,
+        {
+            "proc/self/cgroup": "5:cpu,cpuacct:/docker/abc/inner\n",
+            "proc/self/mountinfo": "32 31 0:29 /docker/abc /mnt/cpu rw - cgroup cgroup rw,cpu\n",
+            "mnt/cpu/inner/cpu.cfs_quota_us": "300000",
+            "mnt/cpu/inner/cpu.cfs_period_us": "100000",
+        },
+    )
+
+    assert linux.limits(8).quota_cpus == 3.0
+
+
 def test_performance_cores_of_a_hybrid_intel(tmp_path: Path) -> None:
     linux = tree(
         tmp_path,
         {
             "sys/devices/cpu_core/cpus": "0-3\n",
             "sys/devices/cpu_atom/cpus": "4-7\n",
-            **{
-                f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list": siblings
-                for cpu, siblings in enumerate(("0-1", "0-1", "2-3", "2-3"))
-            },
+            **siblings("0-1", "0-1", "2-3", "2-3", "4", "5", "6", "7"),
         },
     )
+    cpu = linux.cpu(GENERIC, linux.cpus(is_x86=True))
 
-    assert linux.cpu(GENERIC).performance_cores == 2
+    assert (cpu.performance_cores, cpu.core_classes) == (2, (2, 4))
 
 
 def test_performance_cores_of_a_big_little_arm(tmp_path: Path) -> None:
@@ -124,18 +166,29 @@ def test_performance_cores_of_a_big_little_arm(tmp_path: Path) -> None:
     linux = tree(
         tmp_path,
         {
-            f"sys/devices/system/cpu/cpu{cpu}/cpu_capacity": str(value)
-            for cpu, value in enumerate(capacities)
+            **siblings(*"012345"),
+            **{
+                f"sys/devices/system/cpu/cpu{cpu}/cpu_capacity": str(value)
+                for cpu, value in enumerate(capacities)
+            },
         },
     )
+    cpu = linux.cpu(CpuFacts("aarch64", "arm", 6, 6), linux.cpus(is_x86=False))
 
-    assert linux.cpu(GENERIC).performance_cores == 2
+    assert (cpu.performance_cores, cpu.physical_cores) == (2, 6)
+
+
+def test_a_cpu_that_is_off_is_no_core(tmp_path: Path) -> None:
+    linux = tree(tmp_path, {**siblings("0", "1"), "sys/devices/system/cpu/cpu2/online": "0"})
+
+    assert [cpu.number for cpu in linux.cpus(is_x86=True)] == [0, 1]
 
 
 def test_one_core_number_for_all_cpus_is_not_believed(tmp_path: Path) -> None:
     block = "processor\t: 0\nphysical id\t: 0\ncore id\t: 0\n"
-    linux = tree(tmp_path, {"proc/cpuinfo": "\n".join([block] * 8)})
+    linux = tree(tmp_path, {"proc/cpuinfo": "\n".join([block] * 8), **siblings(*["0-7"] * 8)})
 
+    assert linux.cpus(is_x86=True) == ()
     assert linux.cpu(GENERIC).physical_cores == 8
 
 
@@ -171,14 +224,41 @@ def test_resources_are_within_the_machine() -> None:
     assert 0 <= view.ram_used_bytes <= view.ram_total_bytes
 
 
-def test_a_missing_tool_gives_nothing(tmp_path: Path) -> None:
-    assert probing._run(str(tmp_path / "absent")) is None
+def test_looking_again_is_quick() -> None:
+    """Every load and every resource event looks; it must not cost what the first look does."""
+    probing.probe()
+    took = []
+    for _ in range(5):
+        began = time.perf_counter()
+        probing.probe()
+        took.append(time.perf_counter() - began)
+
+    assert min(took) < 0.1
 
 
-def test_a_tool_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probing, "_TOOL_TIMEOUT_S", 0.05)
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_threads_follow_the_affinity_mask() -> None:
+    """As `taskset` sets it, for this thread alone."""
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        facts = probing.probe()
+    finally:
+        os.sched_setaffinity(0, before)
 
-    assert probing._run("/bin/sleep", "60") is None
+    assert (facts.limits.affinity_cpus, facts.effective_cpus) == (1, 1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no ulimit here")
+def test_a_ulimit_bounds_the_headroom() -> None:
+    code = (
+        "from stoker.hardware.probe import probe; f = probe(); print(f.limits.address_space_bytes)"
+    )
+    command = with_ulimit([sys.executable, "-c", code], address_space=2 * GIB)
+
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    assert printed.strip() == str(2 * GIB)
 
 
 def test_free_space_is_that_of_the_nearest_existing_folder(tmp_path: Path) -> None:
