@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, Strict
 
-from stoker.schemas import SpeedsView, Wire
+from stoker.schemas import Wire
 
 Label = Literal["measured", "calibrated", "estimated"]  # how much a predicted number can be trusted
 ProfileName = Literal["chat", "coding", "batch", "quiet", "battery"]
@@ -55,6 +55,7 @@ class PlanMemoryView(Wire):
     usable_bytes: int  # what may be used now
     reserved_bytes: int  # what stays free for other programs
     label: Label  # "calibrated" from a dry run, "estimated" from formulas
+    gpu_bytes: int = 0  # on the GPU; not part of the total
 
 
 class GainView(Wire):
@@ -66,7 +67,11 @@ class GainView(Wire):
 
 
 class PlanSpeedView(Wire):
-    speeds: SpeedsView
+    """Tokens per second; None where nothing on this machine tells."""
+
+    decode_tokens_per_s: float
+    prefill_tokens_per_s: float | None = None
+    batch_tokens_per_s: float | None = None  # of four streams together
     label: Label
 
 
@@ -86,10 +91,12 @@ class PlanView(Wire):
 
 
 class PredictionView(Wire):
-    """Numbers for a model that may not be here yet."""
+    """Numbers for a model that may not be here yet, one answer at a time."""
 
     decode_tokens_per_s: float
     label: Label
+    prefill_tokens_per_s: float | None = None  # None while no model was measured here
+    prefill_label: Label | None = None
 
 
 class RecommendationView(Wire):
@@ -102,8 +109,9 @@ class RecommendationView(Wire):
     bytes: int  # to download
     memory_bytes: int  # to run, with a context of 8,192 tokens
     quantization: str
-    speed: PredictionView
-    fits: bool
+    speed: PredictionView | None  # None: it writes nothing, or nothing is known of its speed
+    fits: bool  # in the memory that models may ever have here
+    fits_now: bool  # in what is free of it
     quick: bool
     stored: bool
     pinned: bool  # the digest is known beforehand; else it comes from the Hub at pull

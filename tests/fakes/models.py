@@ -28,6 +28,7 @@ STARTER = ModelFacts(
     recurrent=False,
     mla_kv_rank=None,
     expert_count=None,
+    head_count=9,
 )
 
 # Every sixth layer sees everything, the others 512 tokens back.
@@ -42,6 +43,7 @@ GEMMA = dataclasses.replace(
     embedding_length=640,
     block_count=18,
     vocab_size=262_144,
+    head_count=4,
     kv_heads=(1,) * 18,
     key_length=256,
     value_length=256,
@@ -61,6 +63,7 @@ EIGHT_B = dataclasses.replace(
     embedding_length=4096,
     block_count=32,
     vocab_size=128_256,
+    head_count=32,
     kv_heads=(8,) * 32,
     key_length=128,
     value_length=128,
@@ -76,6 +79,23 @@ HYBRID = dataclasses.replace(
     key_length=256,
     value_length=256,
     recurrent=True,
+)
+
+# Of 48 layers' 18 GB, 16 GB are experts.
+EXPERTS = dataclasses.replace(
+    EIGHT_B,
+    architecture="qwen3moe",
+    name="30B with 3B active",
+    parameters=30_500_000_000,
+    file_bytes=18_500_000_000,
+    embedding_length=2048,
+    block_count=48,
+    vocab_size=151_936,
+    kv_heads=(4,) * 48,
+    expert_count=128,
+    experts_used=8,
+    layer_bytes=(370_000_000,) * 48,
+    expert_bytes=(340_000_000,) * 48,
 )
 
 # Compressed keys and values: one head of 512 + 64.

@@ -16,7 +16,7 @@ from stoker.settings import Settings
 from stoker.store.facts import ModelFacts
 from stoker.store.manifest import FileRole, Manifest
 from stoker.store.store import Store
-from stoker.tuning.launch import LaunchPlan, Wishes
+from stoker.tuning.launch import LaunchPlan, Survey, Tuned, Wishes
 from stoker.tuning.plan import make_plan
 from stoker.types import ModelId
 
@@ -49,12 +49,19 @@ def examine(store: Store, model: ModelId) -> Loadable:
 
 
 def wishes(settings: Settings, *, safe_mode: bool) -> Wishes:
+    """What the user set. ``safe_mode`` is the canary's finding."""
     return Wishes(
         context=settings.context,
         threads=settings.threads,
+        threads_batch=settings.threads_batch,
         parallel=settings.parallel,
         reserve_bytes=settings.memory_reserve_bytes,
         safe_mode=safe_mode,
+        profile=settings.profile,
+        ubatch=settings.ubatch,
+        flash_attention=settings.flash_attention,
+        kv_type=settings.kv_type,
+        gpu_layers=settings.gpu_layers,
     )
 
 
@@ -65,10 +72,15 @@ def plan_load(
     *,
     promised_bytes: int,
     candidates: Sequence[Candidate],
+    runtime: str = "",
+    tuned: Tuned | None = None,
+    survey: Survey | None = None,
 ) -> Choice[LaunchPlan]:
     """The launch plan and who must go first. Pure. Raises MemoryShort, with the numbers.
 
+    Raises BadSetting for wishes that contradict each other.
     ``promised_bytes`` is what loaded models may still take of the memory that looks free.
+    ``runtime`` is the name of the one that is used when ``tuned`` brings none.
     """
     short: list[MemoryShort] = []
 
@@ -82,6 +94,9 @@ def plan_load(
                 wanted,
                 mmproj_path=model.mmproj,
                 mmproj_bytes=model.mmproj_bytes,
+                runtime=runtime,
+                tuned=tuned,
+                survey=survey,
             )
         except MemoryShort as error:
             short.append(error)

@@ -41,6 +41,7 @@ _SLIDING_PERIODS: Final = {
     "gpt-oss": 2,
 }
 _LAYER: Final = re.compile(r"blk\.(\d+)\.(.+)")
+_EXPERTS: Final = re.compile(r"ffn_(?:up|down|gate|gate_up)_(?:ch)?exps\b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,10 @@ class ModelFacts:
     mla_kv_rank: int | None
     expert_count: int | None
     matrix_bytes: tuple[tuple[str, int], ...] = ()  # by tensor type, of what is multiplied with
+    head_count: int = 0  # of the widest layer; 0: not known
+    layer_bytes: tuple[int, ...] = ()  # of each block's tensors, experts included
+    expert_bytes: tuple[int, ...] = ()  # of each block's experts alone
+    experts_used: int | None = None  # per token
 
 
 def model_facts(
@@ -127,6 +132,10 @@ class _Reader:
             mla_kv_rank=self._number("attention.kv_lora_rank") or None,
             expert_count=self._number("expert_count") or None,
             matrix_bytes=self._matrix_bytes(),
+            head_count=max(self._numbers("attention.head_count"), default=0),
+            layer_bytes=self._layer_bytes(experts=False),
+            expert_bytes=self._layer_bytes(experts=True),
+            experts_used=self._number("expert_used_count") or None,
         )
 
     def _number(self, name: str) -> int | None:
@@ -157,6 +166,18 @@ class _Reader:
                 if tensor.name.startswith("blk.") or tensor.name == "output.weight":
                     sizes[tensor.type_name] += tensor.size
         return tuple(sorted(sizes.items()))
+
+    def _layer_bytes(self, *, experts: bool) -> tuple[int, ...]:
+        """Of each block: all tensors, or its experts' alone."""
+        sizes = [0] * self._blocks
+        for part in self._headers:
+            for tensor in part.tensors:
+                match = _LAYER.match(tensor.name)
+                if match is None or int(match[1]) >= self._blocks:
+                    continue
+                if not experts or _EXPERTS.match(match[2]):
+                    sizes[int(match[1])] += tensor.size
+        return tuple(sizes)
 
     def _kv_heads(self) -> tuple[int, ...]:
         heads = self._numbers("attention.head_count_kv") or self._numbers("attention.head_count")

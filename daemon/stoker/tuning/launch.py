@@ -52,6 +52,7 @@ class MemoryNeed:
     runtime_bytes: int
     repack_bytes: int
     cache_bytes: int
+    gpu_bytes: int = 0  # on the GPU; not part of the sums below
 
     @property
     def anonymous_bytes(self) -> int:

@@ -204,6 +204,25 @@ def test_without_tokens_the_declared_vocabulary_counts() -> None:
     assert facts_of(made).vocab_size == 77
 
 
+def test_the_size_of_each_layer_and_its_experts_are_counted_apart() -> None:
+    made = tiny(architecture="qwen3moe", blocks=3)
+    made.kv["qwen3moe.expert_count"] = scalar(U32, 8)
+    made.kv["qwen3moe.expert_used_count"] = scalar(U32, 2)
+    names = ("attn_k.weight", "ffn_up_exps.weight", "ffn_down_chexps.weight")
+    layers(made, *names)
+    made.tensors += [
+        Tensor("blk.1.ffn_gate_inp.weight", (64,)),  # chooses the experts, and is none
+        Tensor("blk.2.ffn_up_shexp.weight", (64,)),  # works on every token
+    ]
+
+    facts = facts_of(made)
+
+    assert facts.layer_bytes == (32 * 4, 96 * 4, 96 * 4)
+    assert facts.expert_bytes == (0, 32 * 4, 32 * 4)
+    assert (facts.expert_count, facts.experts_used) == (8, 2)
+    assert facts.head_count > 0
+
+
 def test_shards_count_together() -> None:
     headers = [read_header(io.BytesIO(data), len(data)) for _, data in tiny_shards(3)]
 

@@ -8,8 +8,14 @@ import pytest
 
 from stoker.store.facts import ModelFacts
 from stoker.tuning import memory
+from stoker.tuning.launch import KvType
 from stoker.tuning.memory import MIB, Sizing
+from stoker.tuning.placement import Placement
 from tests.fakes.models import BERT, EIGHT_B, GEMMA, HYBRID, MLA, STARTER
+
+# The real files: what of them is copied into another layout on x86.
+STARTER_FILE = dataclasses.replace(STARTER, matrix_bytes=(("Q4_1", 66_000_000),))
+GEMMA_FILE = dataclasses.replace(GEMMA, matrix_bytes=(("Q4_K", 13_280_000),))
 
 
 def sizing(**changes: object) -> Sizing:
@@ -106,6 +112,8 @@ def test_a_projector_is_counted() -> None:
 def test_a_checkpoint_of_windows_is_what_the_engine_saves() -> None:
     """15 windowed layers of 512 tokens; 7.5 MiB each was measured."""
     assert memory.checkpoint_bytes(GEMMA) == 7.5 * MIB
+    assert memory.checkpoint_bytes(GEMMA, context=8192) == 7.5 * MIB
+    assert memory.checkpoint_bytes(GEMMA, context=256) == 3.75 * MIB
 
 
 def test_copies_depend_on_tensor_types_and_cpu() -> None:
@@ -121,3 +129,115 @@ def test_no_copies_in_safe_mode() -> None:
 
     assert memory.memory_need(facts, sizing(extra_buffers=False)).repack_bytes == 0
     assert memory.memory_need(facts, sizing()).repack_bytes == 1000
+
+
+# --- ways to compute, and precision ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("facts", "changes", "mib"),
+    [
+        (STARTER, {"cells": 2048}, 46.39),
+        (STARTER, {"cells": 2048, "ubatch": 128}, 11.6),
+        (GEMMA, {"cells": 2048, "parallel": 2}, 32.78),
+    ],
+)
+def test_scores_without_flash_attention_are_counted(
+    facts: ModelFacts, changes: dict[str, object], mib: float
+) -> None:
+    """The engine's own figures. It copies the scores once more while it computes."""
+    settings = sizing(flash_attention=False, **changes)
+
+    assert mib <= memory.scratch_bytes(facts, settings) / MIB <= 1.25 * mib
+    assert memory.work_bytes(facts, settings) > 0
+    assert memory.work_bytes(facts, sizing(**changes)) == 0
+
+
+@pytest.mark.parametrize(("kind", "mib"), [("f16", 180.0), ("q8_0", 95.625), ("q4_0", 50.625)])
+def test_a_quantised_cache_is_smaller_by_its_blocks(kind: str, mib: float) -> None:
+    assert memory.kv_bytes(STARTER, sizing(kv_type=kind)) == mib * MIB
+
+
+def test_only_whole_blocks_can_be_quantised() -> None:
+    assert memory.quantizes_cache(STARTER)
+    assert not memory.quantizes_cache(dataclasses.replace(STARTER, value_length=40))
+    assert not memory.quantizes_cache(BERT)
+
+
+def test_the_built_in_runtime_needs_its_python() -> None:
+    inside, outside = (
+        memory.memory_need(STARTER, sizing(in_python=value)).runtime_bytes
+        for value in (True, False)
+    )
+
+    assert 10 * MIB < inside - outside < 20 * MIB
+
+
+def test_an_old_prompt_more_than_the_limit_is_counted() -> None:
+    """The engine saves a conversation before it drops another."""
+    settings = sizing(prompt_cache_bytes=512 * MIB, context=8192, cells=32_768)
+
+    assert memory.memory_need(STARTER, settings).cache_bytes == (512 + 180) * MIB
+
+
+def test_what_is_on_the_gpu_is_not_in_memory() -> None:
+    away = Placement(layers=17, blocks=16, weights_bytes=2_000_000_000, gpu_bytes=3_000_000_000)
+    here = memory.memory_need(EIGHT_B, sizing())
+    half = memory.memory_need(EIGHT_B, sizing(placement=away))
+
+    assert half.kv_bytes == here.kv_bytes // 2
+    assert here.weights_bytes - half.weights_bytes == 2_000_000_000
+    assert half.gpu_bytes == 3_000_000_000
+    assert half.total_bytes == sum(
+        (half.weights_bytes, half.kv_bytes, half.compute_bytes, half.runtime_bytes)
+    )
+
+
+# --- whole workers -----------------------------------------------------------------------------
+
+# Peak resident memory of real workers after their whole context had been used, in MiB; context
+# checkpoints included. Cells, slots, ubatch, flash attention, KV type, in Python, peak.
+PEAKS = [
+    (STARTER_FILE, 4096, 4, 512, True, "f16", False, 243.7),
+    (STARTER_FILE, 4096, 4, 512, True, "f16", True, 258.3),
+    (STARTER_FILE, 4096, 1, 512, True, "f16", False, 241.1),
+    (STARTER_FILE, 8192, 4, 128, True, "f16", False, 323.4),
+    (STARTER_FILE, 2048, 2, 512, True, "f16", True, 209.5),
+    (STARTER_FILE, 2048, 4, 128, True, "f16", True, 199.3),
+    (STARTER_FILE, 2048, 2, 512, False, "f16", True, 256.6),
+    (STARTER_FILE, 2048, 2, 512, True, "q8_0", True, 188.8),
+    (GEMMA_FILE, 4096, 4, 512, True, "f16", False, 469.6),
+    (GEMMA_FILE, 4096, 4, 512, True, "f16", True, 484.9),
+    (GEMMA_FILE, 4096, 1, 512, True, "f16", False, 382.9),
+    (GEMMA_FILE, 2048, 2, 512, True, "f16", True, 421.2),
+    (GEMMA_FILE, 2048, 4, 128, True, "f16", True, 461.7),
+    (GEMMA_FILE, 2048, 2, 512, False, "f16", True, 437.1),
+    (GEMMA_FILE, 2048, 2, 512, True, "q8_0", True, 395.4),
+]
+
+
+@pytest.mark.parametrize(
+    ("facts", "cells", "slots", "ubatch", "flash", "kind", "in_python", "peak"), PEAKS
+)
+def test_whole_workers_are_predicted_from_above_and_closely(
+    facts: ModelFacts,
+    cells: int,
+    slots: int,
+    ubatch: int,
+    flash: bool,  # noqa: FBT001
+    kind: KvType,
+    in_python: bool,  # noqa: FBT001
+    peak: float,
+) -> None:
+    settings = sizing(
+        cells=cells,
+        parallel=slots,
+        ubatch=ubatch,
+        flash_attention=flash,
+        kv_type=kind,
+        in_python=in_python,
+        checkpoints=2 if facts is GEMMA_FILE else 0,
+    )
+
+    ratio = memory.memory_need(facts, settings).total_bytes / MIB / peak
+    assert 1.0 <= ratio <= 1.08

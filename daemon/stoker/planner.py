@@ -1,0 +1,297 @@
+"""The plan of a stored model, with what it costs and what one could gain. Loads nothing.
+
+Not for: loading (`lifecycle`), or the decisions themselves (`stoker.tuning`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Protocol
+
+import anyio
+import structlog
+from anyio.to_thread import run_sync
+
+from stoker.errors import MemoryShort, StokerError
+from stoker.hardware.assess import reserve_bytes
+from stoker.hardware.facts import HardwareFacts
+from stoker.lifecycle import loading
+from stoker.lifecycle.loading import Loadable
+from stoker.schemas import ModelView
+from stoker.schemas_machine import (
+    GainView,
+    PlanMemoryView,
+    PlanRequest,
+    PlanSpeedView,
+    PlanView,
+    ReasonView,
+)
+from stoker.settings import Settings
+from stoker.store.manifest import Manifest
+from stoker.store.store import Store
+from stoker.tuning.gains import Gain, Offered, Prospect, gains
+from stoker.tuning.launch import LaunchPlan, MemoryNeed, Profile, Survey, Tuned, Wishes
+from stoker.tuning.plan import make_plan
+from stoker.tuning.reading import reading
+from stoker.tuning.speed import Calibration, predict, predict_prefill
+from stoker.types import Digest, ModelId
+
+log = structlog.get_logger(__name__)
+
+_NOTHING_KNOWN: Final = Calibration()
+_SURVEY_S: Final = 15.0  # a person waits; dry runs of a 40 GB file take 3 s on an idle machine
+
+
+class Profiles(Protocol):
+    """What was measured before. Blocking, but cheap."""
+
+    def tuned(self, model: Digest, hardware: HardwareFacts, profile: Profile) -> Tuned | None: ...
+
+
+class Loaded(Protocol):
+    """What is in memory now."""
+
+    def plan_of(self, model: ModelId) -> LaunchPlan | None: ...
+
+    def views(self) -> tuple[ModelView, ...]: ...
+
+
+class Offer(Protocol):
+    """A runtime that would help here."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def why(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """All that one plan is made from; `make` makes it, with more memory when asked."""
+
+    model: Loadable
+    hardware: HardwareFacts
+    wishes: Wishes
+    runtime: str
+    tuned: Tuned | None
+    survey: Survey | None
+
+    def make(self, extra_bytes: int = 0) -> LaunchPlan:
+        return make_plan(
+            str(self.model.manifest.id),
+            self.model.path,
+            self.model.facts,
+            loading.with_memory(self.hardware, extra_bytes),
+            self.wishes,
+            mmproj_path=self.model.mmproj,
+            mmproj_bytes=self.model.mmproj_bytes,
+            runtime=self.runtime,
+            tuned=self.tuned,
+            survey=self.survey,
+        )
+
+    def make_or_none(self, extra_bytes: int) -> LaunchPlan | None:
+        try:
+            return self.make(extra_bytes)
+        except MemoryShort:
+            return None
+
+
+class Planner:
+    """Answers `stoker plan`. Made once; used from the event loop's thread only."""
+
+    def __init__(  # noqa: PLR0913  # what it asks; all but the first four by name
+        self,
+        store: Store,
+        settings: Settings,
+        profiles: Profiles,
+        runtimes_names: Callable[[], tuple[str, ...]],
+        *,
+        hardware: Callable[[], HardwareFacts],
+        survey: Callable[[Manifest, str], Awaitable[Survey | None]],
+        lifecycle: Loaded,
+        offers: Callable[[HardwareFacts], Sequence[Offer]] = lambda _: (),
+        calibration: Callable[[HardwareFacts, Profile], Calibration] | None = None,
+        safe_mode: Callable[[Path, str], bool] = lambda _model, _runtime: False,
+    ) -> None:
+        """`runtimes_names` gives the usable ones, the current one first.
+
+        `offers`, `calibration` (of the speed forecast) and `safe_mode` (what the self-test of a
+        runtime found) are blocking and asked in a thread.
+        """
+        self._store = store
+        self._settings = settings
+        self._profiles = profiles
+        self._names = runtimes_names
+        self._hardware = hardware
+        self._survey = survey
+        self._lifecycle = lifecycle
+        self._offers = offers
+        self._calibration = calibration or (lambda _hardware, _profile: _NOTHING_KNOWN)
+        self._safe_mode = safe_mode
+
+    async def plan(self, request: PlanRequest) -> PlanView:
+        """The settings that a load would choose now, were this model not loaded.
+
+        Raises UnknownModel, BlobDamaged, GgufError, MemoryShort, BadSetting.
+        """
+        model = self._store.find(request.model).id
+        case = await run_sync(self._look, model, request, abandon_on_cancel=True)
+        survey = await self._surveyed(case)
+        case = replace(case, survey=survey)
+        return await run_sync(self._view, case, request, abandon_on_cancel=True)
+
+    # --- looking, in a thread ------------------------------------------------------------------
+
+    def _look(self, model: ModelId, request: PlanRequest) -> _Case:
+        loadable = loading.examine(self._store, model)
+        hardware = loading.with_memory(self._hardware(), self._spare_bytes(model))
+        names = self._names()
+        current = names[0] if names else ""
+        tuned = self._tuned(loadable.manifest, hardware, request, names)
+        runtime = current if tuned is None else tuned.best.runtime
+        safe = self._safe_mode(loadable.path, runtime)
+        return _Case(loadable, hardware, self._wishes(request, safe), current, tuned, None)
+
+    def _tuned(
+        self,
+        manifest: Manifest,
+        hardware: HardwareFacts,
+        request: PlanRequest,
+        names: tuple[str, ...],
+    ) -> Tuned | None:
+        profile = request.profile or self._settings.profile
+        tuned = self._profiles.tuned(manifest.model_file.digest, hardware, profile)
+        return tuned if tuned is not None and tuned.best.runtime in names else None
+
+    def _wishes(self, request: PlanRequest, safe_mode: bool) -> Wishes:  # noqa: FBT001
+        tried = request.model_dump(exclude={"model"}, exclude_none=True)
+        return replace(loading.wishes(self._settings, safe_mode=safe_mode), **tried)
+
+    def _spare_bytes(self, model: ModelId) -> int:
+        """What this model would leave if it went, less what the others may still take."""
+        spare = 0
+        for view in self._lifecycle.views():
+            name = ModelId.parse(view.id)
+            plan = self._lifecycle.plan_of(name)
+            if plan is None or view.memory is None:
+                continue
+            taken = min(view.memory.resident_bytes or 0, plan.memory.anonymous_bytes)
+            spare += taken if name == model else taken - plan.memory.total_bytes
+        return spare
+
+    async def _surveyed(self, case: _Case) -> Survey | None:
+        runtime = case.runtime if case.tuned is None else case.tuned.best.runtime
+        why = "slow"
+        try:
+            with anyio.move_on_after(_SURVEY_S):
+                return await self._survey(case.model.manifest, runtime)
+        except StokerError as error:  # formulas are good enough for a plan
+            why = error.code
+        log.info("plan_without_survey", model=str(case.model.manifest.id), why=why)
+        return None
+
+    # --- showing, in a thread ------------------------------------------------------------------
+
+    def _view(self, case: _Case, request: PlanRequest) -> PlanView:
+        plan = case.make()
+        settings = {reason.setting: reason.value for reason in plan.reasons}
+        running = self._lifecycle.plan_of(case.model.manifest.id)
+        return PlanView(
+            model=plan.model_id,
+            profile=plan.profile,
+            runtime=plan.runtime,
+            settings=settings,
+            memory=_memory_view(case, plan.memory),
+            reasons=tuple(
+                ReasonView(setting=one.setting, value=one.value, source=one.source, why=one.why)
+                for one in plan.reasons
+            ),
+            speed=self._speed(case, plan),
+            gains=tuple(
+                GainView(change=gain.change, text=gain.text, command=gain.command)
+                for gain in self._gains(case, plan, request)
+            ),
+            loaded=running is not None
+            and all(getattr(running, name) == value for name, value in settings.items()),
+        )
+
+    def _speed(self, case: _Case, plan: LaunchPlan) -> PlanSpeedView | None:
+        if plan.embedding:
+            return None
+        if case.tuned is not None and _is_trial(plan, case.tuned):
+            speeds = case.tuned.speeds
+            return PlanSpeedView(
+                decode_tokens_per_s=speeds.decode_tokens_per_s,
+                prefill_tokens_per_s=speeds.prefill_tokens_per_s,
+                batch_tokens_per_s=speeds.batch_tokens_per_s,
+                label="measured",
+            )
+        if plan.gpu_layers:
+            return None  # the forecast knows the memory of the CPU only
+        calibration = self._calibration(case.hardware, plan.profile)
+        bandwidth = case.hardware.bandwidth_bytes_per_s
+        work = reading(case.model.facts)
+        decode = predict(work, bandwidth, plan.threads, calibration)
+        prefill = predict_prefill(work, calibration)
+        return PlanSpeedView(
+            decode_tokens_per_s=decode.tokens_per_s,
+            prefill_tokens_per_s=None if prefill is None else prefill.tokens_per_s,
+            label=decode.label,
+        )
+
+    def _gains(self, case: _Case, plan: LaunchPlan, request: PlanRequest) -> tuple[Gain, ...]:
+        source = case.model.manifest.source
+        budget = case.hardware.headroom_bytes - _reserve(case)
+        prospect = Prospect(
+            plan=plan,
+            facts=case.model.facts,
+            hardware=case.hardware,
+            replan=case.make_or_none,
+            spare_bytes=max(0, budget - plan.memory.total_bytes),
+            tuned=case.tuned is not None,
+            tunes_itself=self._settings.tune,
+            wished_context=request.context or self._settings.context,
+            offers=[Offered(one.kind, one.why) for one in self._offers(case.hardware)],
+            repository=source.location if source.kind == "hub" else None,
+        )
+        return gains(prospect)
+
+
+def _reserve(case: _Case) -> int:
+    return reserve_bytes(case.hardware, case.wishes.reserve_bytes)
+
+
+def _memory_view(case: _Case, need: MemoryNeed) -> PlanMemoryView:
+    reserve = _reserve(case)
+    surveyed = case.survey is not None
+    return PlanMemoryView(
+        weights_bytes=need.weights_bytes,
+        kv_bytes=need.kv_bytes,
+        compute_bytes=need.compute_bytes,
+        runtime_bytes=need.runtime_bytes,
+        repack_bytes=need.repack_bytes,
+        cache_bytes=need.cache_bytes,
+        total_bytes=need.total_bytes,
+        gpu_bytes=need.gpu_bytes,
+        usable_bytes=max(0, case.hardware.headroom_bytes - reserve),
+        reserved_bytes=reserve,
+        label="calibrated" if surveyed else "estimated",
+    )
+
+
+def _is_trial(plan: LaunchPlan, tuned: Tuned) -> bool:
+    """Whether the plan has exactly the settings that were measured."""
+    best = tuned.best
+    return (
+        plan.runtime == best.runtime
+        and plan.threads == best.threads
+        and plan.threads_batch == best.threads_batch
+        and plan.ubatch == best.ubatch
+        and plan.flash_attention == best.flash_attention
+        and plan.extra_buffers == best.extra_buffers
+        and plan.kv_type == "f16"
+    )
