@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stoker.catalogue import Catalogue, Entry, HubFile
+from stoker.catalogue import Catalogue, Entry, HubChoice, HubFile
 from stoker.errors import SourceOffline
 from stoker.types import Digest, ModelId, PullState, RepoId
+from tests.fakes.gguf_files import tiny_mmproj
 from tests.fakes.hub import CAPTIVE_PORTAL, SAFE, TOO_MANY, Answer, Blob, Hub
 from tests.fakes.pulling import Bench, model_bytes
 
@@ -243,6 +245,31 @@ async def test_a_short_name_whose_file_was_replaced(bench: Bench, hub: Hub) -> N
     assert view.error.code == "digest_mismatch"
     assert "owner/repo:file" in view.error.hint
     assert hub.sent("cdn") == []
+
+
+async def test_a_short_name_without_a_digest_is_what_the_hub_says(bench: Bench, hub: Hub) -> None:
+    """Verified against the Hub's own facts, with its projector, under the short name."""
+    model = model_bytes(1000)
+    others = {"x-Q8_0.gguf": model_bytes(1500), "mmproj-F16.gguf": tiny_mmproj()}
+    hub.publish("maker/sees", {"x-Q4_0.gguf": model, **others})
+    entry = replace(
+        _entry(model),
+        digest=None,
+        licence="see the model page",
+        sources=(HubChoice(RepoId.parse("maker/sees"), "Q4_0"),),
+    )
+    bench.catalogue = Catalogue([entry])
+
+    view = await bench.pull("good")
+
+    assert view.error is None
+    assert view.model == "good"
+    manifest = bench.store.find("good")
+    assert [file.name.text for file in manifest.files] == ["x-Q4_0.gguf", "mmproj-F16.gguf"]
+    assert manifest.model_file.digest.hex == hashlib.sha256(model).hexdigest()
+    assert manifest.trust.integrity.verdict == "ok"
+    assert manifest.licence != entry.licence
+    assert manifest.source.location == "maker/sees:x-Q4_0.gguf"
 
 
 async def test_the_next_source_is_tried(bench: Bench, hub: Hub) -> None:

@@ -1,47 +1,52 @@
-"""The catalogue, judged for this machine: what to suggest to somebody who wants a model."""
+"""The catalogue, judged for this machine: what to suggest to somebody who wants a model.
+
+The short form of `recommend`, for menus: each model once, judged by what is free now.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 
-from stoker import catalogue
-from stoker.catalogue import Entry
-from stoker.hardware.assess import reserve_bytes
-from stoker.hardware.probe import probe
+from stoker import recommend
+from stoker.recommend import Tunings
 from stoker.schemas import OfferView
+from stoker.schemas_machine import RecommendationView
 from stoker.settings import Settings
 from stoker.store.store import Store
-from stoker.types import Digest
 
 
-def from_machine(store: Store, settings: Settings) -> list[OfferView]:
-    """For this machine at this moment. Blocking."""
-    facts = probe()
-    free = facts.headroom_bytes - reserve_bytes(facts, settings.memory_reserve_bytes)
-    stored = {
-        digest for manifest in store.list() if not manifest.damaged for digest in manifest.digests
-    }
-    return judge(catalogue.load().entries, free, facts.effective_cpus, stored)
-
-
-def judge(
-    entries: Iterable[Entry], free_bytes: int, cpus: int, stored: Collection[Digest]
+def from_machine(
+    store: Store, settings: Settings, profiles: Tunings | None = None
 ) -> list[OfferView]:
-    """Those that fit, the best first; then those that do not, the smallest first. Pure."""
-    every = tuple(entries)
-    fitting = catalogue.recommend(every, free_bytes, cpus)
-    rest = sorted((one for one in every if one not in fitting), key=lambda one: one.memory_bytes)
+    """For this machine at this moment. Blocking."""
+    return judge(recommend.from_machine(store, settings, profiles))
+
+
+def judge(rows: Iterable[RecommendationView]) -> list[OfferView]:
+    """Those that fit now as they were recommended; then those that do not, the smallest first.
+
+    Recommendations begin with models for a chat, and so do these. Pure.
+    """
+    first: dict[str, RecommendationView] = {}
+    for row in rows:
+        first.setdefault(row.name, row)
+    fitting = [row for row in first.values() if row.fits_now]
+    rest = sorted((r for r in first.values() if not r.fits_now), key=lambda r: r.memory_bytes)
+    return _offers((*fitting, *rest))
+
+
+def _offers(rows: Sequence[RecommendationView]) -> list[OfferView]:
     return [
         OfferView(
-            name=str(entry.name),
-            title=entry.title,
-            summary=entry.summary,
-            licence=entry.licence,
-            bytes=entry.bytes,
-            memory_bytes=entry.memory_bytes,
-            fits=entry in fitting,
-            quick=entry.is_quick(cpus),
-            stored=entry.digest in stored,
+            name=row.name,
+            title=row.title,
+            summary=row.summary,
+            licence=row.licence,
+            bytes=row.bytes,
+            memory_bytes=row.memory_bytes,
+            fits=row.fits_now,
+            quick=row.quick,
+            stored=row.stored,
         )
-        for entry in (*fitting, *rest)
+        for row in rows
     ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from stoker import errors
-from stoker.cli import boundary, completion, connection, progress, pulls
+from stoker.cli import boundary, completion, connection, progress, pulls, recommend
 from stoker.cli.output import clean, in_colour, note, paint, size
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    model: str = typer.Argument(help="A model of `stoker list`."),
+    model: str | None = typer.Argument(
+        None, help="A model of `stoker list`; not needed while there is only one."
+    ),
     prompt: str | None = typer.Argument(None, help="Ask this and end; `-` reads it from stdin."),
     file: list[Path] = _FILES,
     system: str | None = typer.Option(None, "--system", "-s", help="Instructions for the model."),
@@ -47,7 +49,7 @@ def run(
     """
     question = _question(prompt, file or [])
     with connection.daemon() as client:
-        name = _stored(client, model)
+        name = _stored(client, model) if model else _only(client)
         with progress.waiting(f"Loading {name} …"):
             client.load(name)
         base_url = client.status().server.base_url
@@ -94,6 +96,24 @@ def _stored(client: StokerClient, model: str) -> str:
         return done.model or model
 
 
+def _only(client: StokerClient) -> str:
+    """The model that nobody had to name; with an empty store, offers the best fit."""
+    names = [view.id for view in client.models()]
+    if len(names) > 1:
+        names = [view.id for view in client.status().models if view.state == "ready"] or names
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise errors.BadUsage("which model?", hint=f"Name one of: {', '.join(names)}.")
+    best = recommend.best(client)
+    if best is None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        command = f"stoker pull {best.name if best else 'starter'}"
+        raise errors.BadUsage("there is no model yet", hint=f"Get one first: `{command}`.")
+    note("There is no model yet. " + recommend.offer(best))
+    typer.confirm("Pull it now?", abort=True, err=True)
+    return pulls.watch(client, client.pull(best.name)).model or best.name
+
+
 def _pullable(model: str) -> str | None:
     """How large it is where that is known, when it can be pulled by this name; else None."""
     from stoker import catalogue
@@ -101,7 +121,7 @@ def _pullable(model: str) -> str | None:
 
     entry = catalogue.load().find(model)
     if entry is not None:
-        return size(entry.bytes)
+        return size(entry.download_bytes) if entry.pinned else f"about {size(entry.download_bytes)}"
     with contextlib.suppress(errors.BadReference):
         if isinstance(parse_model_ref(model), HubRef):
             return "size unknown yet"

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from stoker.cli import connection, progress
+from stoker.cli import connection, progress, recommend
 from stoker.cli.boundary import ExitCode
 from stoker.cli.output import clean_line, moment, paint, pairs, plural, print_json, size, table
 
 if TYPE_CHECKING:
     from stoker.schemas import StoredModelView, VerdictView, VerifyView
+    from stoker.schemas_machine import RecommendationView
 
 _SOME = typer.Argument(help="Models of `stoker list`.", metavar="MODEL...")
 _ANY = typer.Argument(None, help="Models; all when none is named.", metavar="[MODEL]...")
@@ -30,12 +31,20 @@ def list_models(as_json: bool = _JSON) -> None:
     """List the stored models."""
     with connection.daemon() as client:
         models = client.models()
+        best = None if models or as_json else recommend.best(client)
     if as_json:
         print_json(list(models))
     elif not models:
-        print("The store is empty. Pull a first model with `stoker pull starter`.")
+        print(_empty(best))
     else:
         print(_model_list(models))
+
+
+def _empty(best: RecommendationView | None) -> str:
+    if best is None:
+        return "The store is empty. Pull a first model with `stoker pull starter`."
+    more = "More: `stoker recommend`."
+    return f"The store is empty. {recommend.offer(best)}\nGet it: `stoker pull {best.name}`. {more}"
 
 
 def _model_list(models: Sequence[StoredModelView]) -> str:

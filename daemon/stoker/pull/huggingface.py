@@ -303,7 +303,7 @@ def _check_pinned(entry: Entry, file: RemoteFile) -> None:
     if (file.digest, file.size) != (entry.digest, entry.bytes):
         msg = f"{file.path} on the hub is no longer the file that the catalogue lists"
         hint = "To take the new file unpinned, pull it as owner/repo:file."
-        raise DigestMismatch(msg, hint=hint, expected=entry.digest.hex, found=str(file.digest))
+        raise DigestMismatch(msg, hint=hint, expected=str(entry.digest), found=str(file.digest))
 
 
 def _model_id(repo: RepoId, choice: Choice) -> ModelId:

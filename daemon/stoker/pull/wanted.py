@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from stoker.catalogue import Catalogue, Entry, HubFile, WheelMember
+from stoker.catalogue import Catalogue, Entry, HubChoice, HubFile, WheelMember
 from stoker.errors import BadReference, SourceOffline, StokerError, UnknownModel
 from stoker.pull.source import Resolution
 from stoker.pull.url import shown
@@ -108,14 +108,21 @@ def _wanted(
         if stored is not None and stored.damaged and ref.revision is None:
             return Wanted(_repair(stored), stored.id)
         return Wanted((ref,), model)
-    entry = catalogue.find(ref.name)
-    if entry is not None:
-        places = tuple(Pinned(entry, place) for place in entry.sources)
+    entry, stored = catalogue.find(ref.name), _find(ref.name, manifests)
+    damaged = stored is not None and stored.damaged
+    if entry is not None and (entry.pinned or not damaged):
+        places = tuple(_listed(entry, place) for place in entry.sources)
         return Wanted(places, model or entry.name)
-    stored = _find(ref.name, manifests)
     if stored is not None:
         return Wanted(_repair(stored), model or stored.id)
     raise _unknown(ref.name, catalogue)
+
+
+def _listed(entry: Entry, place: HubFile | WheelMember | HubChoice) -> Place:
+    """A place of the catalogue; without a digest it is what the Hub has there now."""
+    if isinstance(place, HubChoice):
+        return HubRef(place.repo, place.selector)
+    return Pinned(entry, place)
 
 
 def _find(name: str, manifests: Iterable[Manifest]) -> Manifest | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from stoker import cli, errors, schemas
+from stoker import cli, errors, schemas, schemas_machine
 from stoker.cli import connection
 from stoker.types import ModelState, PullState
 
@@ -86,6 +86,29 @@ def pulling(state: PullState = PullState.FETCHING, **changes: Any) -> schemas.Pu
     return schemas.PullView(**{**facts, **changes})
 
 
+def recommended(name: str = "starter", **changes: Any) -> schemas_machine.RecommendationView:
+    speed = schemas_machine.PredictionView(decode_tokens_per_s=40.0, label="estimated")
+    facts: dict[str, Any] = {
+        "name": name,
+        "title": name.title(),
+        "summary": "Good for much.",
+        "use": "chat",
+        "licence": "MIT",
+        "source": "a/b:Q4_0",
+        "bytes": 98_362_432,
+        "memory_bytes": 700_000_000,
+        "quantization": "Q4_0",
+        "speed": speed,
+        "fits": True,
+        "fits_now": True,
+        "quick": True,
+        "stored": False,
+        "pinned": True,
+        "why": "It writes about 40 tokens/s.",
+    }
+    return schemas_machine.RecommendationView(**{**facts, **changes})
+
+
 @dataclass
 class StubClient:
     """Answers what a test put in; remembers what was asked of it."""
@@ -94,6 +117,7 @@ class StubClient:
     loaded_models: list[schemas.ModelView] = field(default_factory=list)
     pull_views: list[schemas.PullView] = field(default_factory=list)
     verify_steps: list[schemas.VerifyProgress] = field(default_factory=list)
+    recommendations: list[schemas_machine.RecommendationView] = field(default_factory=list)
     base_url: str = "http://127.0.0.1:4328/v1"
     enabled: bool = True
     problems: tuple[str, ...] = ()
@@ -120,6 +144,9 @@ class StubClient:
             if view.id == model:
                 return view
         raise errors.UnknownModel(f"no model named {model!r}")
+
+    def recommend(self, use: str | None = None) -> list[schemas_machine.RecommendationView]:
+        return [row for row in self.recommendations if use in {None, row.use}]
 
     def remove(self, model: str) -> schemas.RemovedView:
         self.asked.append(("remove", model))

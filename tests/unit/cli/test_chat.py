@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from stoker import errors
 from stoker.cli import chat, completion
 from stoker.types import PullState
 
-from .conftest import Run, StubClient, pulling, stored
+from .conftest import Run, StubClient, loaded, pulling, recommended, stored
 
 
 @dataclass
@@ -286,6 +287,76 @@ def test_on_a_terminal_a_missing_model_is_offered(
     assert "98 MB" in questions[0]
     assert ran.out == "Hello\n"
     assert ("pull", "starter", None) in model.asked
+
+
+def test_the_only_model_need_not_be_named(
+    run: Run, model: StubClient, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint.says("ok")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n"))
+
+    assert run("run").out == "ok\n"
+    assert ("load", "starter", None) in model.asked
+
+
+def test_of_several_models_the_loaded_one_is_meant(
+    run: Run, model: StubClient, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With none or two of them loaded, nobody can know."""
+    endpoint.says("ok")
+    model.stored_models = [stored("one"), stored("two")]
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n"))
+    unclear = run("run")
+    model.loaded_models = [loaded("two")]
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n"))
+
+    assert (unclear.code, "one, two" in unclear.err) == (2, True)
+    assert run("run").out == "ok\n"
+    assert ("load", "two", None) in model.asked
+
+
+def test_without_any_model_a_script_is_told_what_to_pull(
+    run: Run, client: StubClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.recommendations = [recommended("good")]
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n"))
+
+    ran = run("run")
+
+    assert ran.code == 2
+    assert "stoker pull good" in ran.err
+    assert client.asked == []
+
+
+@pytest.mark.parametrize("answer", ["yes", "no"])
+def test_without_any_model_a_person_is_offered_the_best_fit(
+    run: Run,
+    model: StubClient,
+    endpoint: Endpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: str,
+) -> None:
+    """And nothing is downloaded without a yes."""
+    endpoint.says("Hello")
+    model.stored_models = []
+    model.recommendations = [recommended("good", title="Good 4B")]
+    model.pull_views = [pulling(PullState.DONE, model="good")]
+    _typed(monkeypatch, "Hi")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+
+    def confirm(_question: str, **_options: object) -> bool:
+        if answer == "no":
+            raise typer.Abort
+        return True
+
+    monkeypatch.setattr("typer.confirm", confirm)
+
+    ran = run("run")
+
+    assert "Good 4B suits this machine best" in ran.err
+    assert (("pull", "good", None) in model.asked) == (answer == "yes")
+    assert ("Hello" in ran.out) == (answer == "yes")
 
 
 def test_a_name_that_cannot_be_pulled_is_just_unknown(run: Run, client: StubClient) -> None:

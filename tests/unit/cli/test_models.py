@@ -7,7 +7,7 @@ import pytest
 
 from stoker import schemas
 
-from .conftest import Run, StubClient, stored, verdict
+from .conftest import Run, StubClient, recommended, stored, verdict
 
 
 def test_list_shows_four_verdicts_in_words(run: Run, client: StubClient) -> None:
@@ -32,6 +32,21 @@ def test_list_json_is_the_wire_shape(run: Run, client: StubClient) -> None:
 
 def test_an_empty_store_says_how_to_begin(run: Run, client: StubClient) -> None:
     assert "stoker pull starter" in run("list").out
+    assert json.loads(run("list", "--json").out) == []
+
+
+def test_an_empty_store_offers_what_suits_this_machine(run: Run, client: StubClient) -> None:
+    """The best that fits in the memory that is free, with its size, its speed and the command."""
+    client.recommendations = [
+        recommended("huge", fits=False, fits_now=False),
+        recommended("good", title="Good 4B"),
+        recommended("small"),
+    ]
+
+    out = run("list").out
+
+    assert "Good 4B suits this machine best (98 MB, 40 tokens/s, estimated)" in out
+    assert "stoker pull good" in out
     assert json.loads(run("list", "--json").out) == []
 
 
