@@ -11,14 +11,19 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin, urlsplit
 
 import anyio
-import httpx2
 
 from stoker import __version__
 from stoker.errors import BadSetting, SourceInvalid, SourceNotFound, SourceUnreachable
+from stoker.late import late
+
+if TYPE_CHECKING:
+    import httpx2
+else:
+    httpx2 = late("httpx2")
 
 LATEST: Final = "https://api.github.com/repos/stoker-ai/stoker/releases/latest"
 PAGE: Final = "https://github.com/stoker-ai/stoker/releases/latest"  # for people

@@ -12,10 +12,9 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
-import httpx2
 from anyio import to_thread
 
 from stoker.errors import (
@@ -25,10 +24,16 @@ from stoker.errors import (
     SourceRateLimited,
     SourceUnreachable,
 )
+from stoker.late import late
 from stoker.pull.groups import one_error
 from stoker.pull.rules import LONGEST_WAIT_S, Answer, Origin, judge, status_error, wait_s
 from stoker.pull.source import Progress, Sink
 from stoker.pull.web import STALL_S, Headers, Web, transport_errors
+
+if TYPE_CHECKING:
+    import httpx2
+else:
+    httpx2 = late("httpx2")
 
 MIB: Final = 1024 * 1024
 _WRITE_BYTES: Final = MIB  # per write: a thread hop costs 0.1 ms, so 1 % at 100 MB/s

@@ -12,11 +12,10 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote
 
 import anyio
-import httpx2
 from anyio import to_thread
 
 from stoker.catalogue import Entry
@@ -31,6 +30,7 @@ from stoker.errors import (
     SourceOffline,
     SourceUnreachable,
 )
+from stoker.late import late
 from stoker.pull.choose import Choice, Chosen, choose
 from stoker.pull.fetch import Fetcher, Patience, Target
 from stoker.pull.rules import Origin, status_error
@@ -38,6 +38,11 @@ from stoker.pull.source import Progress, RemoteFile, Resolution, ScanReport, Sin
 from stoker.pull.web import Headers, Web
 from stoker.store.manifest import SourceRecord
 from stoker.types import Commit, Digest, HubRef, ModelId, RepoId
+
+if TYPE_CHECKING:
+    import httpx2
+else:
+    httpx2 = late("httpx2")
 
 _METADATA_S: Final = 60.0  # for the library's own request
 _HOME: Final = "huggingface.co"  # the only host that the stored token is meant for

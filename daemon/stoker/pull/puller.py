@@ -11,10 +11,9 @@ import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import anyio
-import httpx2
 import structlog
 from anyio import to_thread
 from anyio.abc import TaskGroup, TaskStatus
@@ -37,6 +36,9 @@ from stoker.settings import Settings
 from stoker.store.partial import PartialKey
 from stoker.store.store import Store
 from stoker.types import Digest, ModelId, PullState
+
+if TYPE_CHECKING:
+    import httpx2
 
 log = structlog.get_logger(__name__)
 

@@ -10,10 +10,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
-import httpx2
 import structlog
 from anyio import to_thread
 
@@ -37,6 +36,9 @@ from stoker.store.partial import Partial, PartialKey
 from stoker.store.store import Admitted, Store
 from stoker.store.verify import Expected
 from stoker.types import HubRef, PathRef, PullState, UrlRef
+
+if TYPE_CHECKING:
+    import httpx2
 
 log = structlog.get_logger(__name__)
 

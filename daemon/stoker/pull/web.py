@@ -9,14 +9,14 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.request import getproxies, proxy_bypass
 
 import anyio
-import httpx2
 
 from stoker import __version__
 from stoker.errors import RedirectRefused, SourceInvalid, SourceUnreachable
+from stoker.late import late
 from stoker.pull.rules import (
     REDIRECTS,
     Origin,
@@ -25,6 +25,11 @@ from stoker.pull.rules import (
     next_hop,
     status_error,
 )
+
+if TYPE_CHECKING:
+    import httpx2
+else:
+    httpx2 = late("httpx2")
 
 CONNECT_S: Final = 15.0  # a satellite link shakes hands in two seconds
 STALL_S: Final = 30.0  # without a byte; then the connection is dead
