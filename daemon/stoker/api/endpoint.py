@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -18,7 +18,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
-from stoker.api.listen import BACKLOG, address_of, bind_endpoint, listening, taken
+from stoker.api.listen import BACKLOG, address_of, bind_endpoint, listening, shut, taken
 from stoker.api.protocol import EndpointProtocol
 from stoker.errors import ShuttingDown
 
@@ -236,8 +236,7 @@ class _InheritedPort:
         return self._held.dup()
 
     def refuse(self) -> None:
-        with suppress(OSError):  # it does not listen
-            self._held.shutdown(socket.SHUT_RD)
+        shut(self._held)
 
     def release(self) -> None:
         """Let systemd have it in good order: its socket unit fails when it does not listen."""

@@ -79,9 +79,19 @@ def _rest(listener: socket.socket) -> list[socket.socket]:
     with suppress(OSError):  # nobody is left, or the port is a UNIX socket that is gone
         while len(found) < BACKLOG:
             found.append(listener.accept()[0])
-    with suppress(OSError):
-        listener.shutdown(socket.SHUT_RD)
+    shut(listener)
     return found
+
+
+def shut(listener: socket.socket) -> None:
+    """Let a socket refuse connections, also for others that hold it. Does nothing to a shut one.
+
+    Linux would remember a second shutdown although it fails: after the next `listen`, every
+    connection that is accepted would look ended as long as no byte has come.
+    """
+    with suppress(OSError):  # a UNIX socket, which cannot be asked everywhere
+        if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            listener.shutdown(socket.SHUT_RD)
 
 
 @asynccontextmanager

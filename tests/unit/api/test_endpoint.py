@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -55,12 +56,13 @@ async def running(endpoint: Endpoint) -> AsyncIterator[Endpoint]:
             yield endpoint
 
 
-async def ask(port: int) -> str:
+async def ask(port: int, after_s: float = 0) -> str:
     """What the port says: `hello`, `refused`, or `reset` when it took us and cut us off."""
 
     def talk() -> str:
         try:
             with socket.create_connection((HOST, port), 5) as peer:
+                time.sleep(after_s)
                 peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 return "hello" if b"hello" in b"".join(iter(lambda: peer.recv(4096), b"")) else "?"
         except ConnectionRefusedError:
@@ -191,6 +193,21 @@ async def test_an_inherited_socket_refuses_and_serves_again(
             assert await ask(port) == "refused"
             with socket.socket() as other, pytest.raises(OSError, match="in use"):
                 other.bind((HOST, port))
+
+
+@linux_only
+async def test_who_takes_a_moment_to_ask_is_heard_after_it_refused(
+    port: int, given: socket.socket
+) -> None:
+    """Linux hands the mark of a socket that was shut twice on to the connections it accepts."""
+    async with running(Endpoint(HOST, port, [given.dup()])) as endpoint:
+        await endpoint.open()
+        await endpoint.close()
+        await endpoint.close()
+        endpoint.may_refuse()
+        await endpoint.open()
+
+        assert await ask(port, after_s=0.1) == "hello"
 
 
 @linux_only
