@@ -13,11 +13,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.fakes.gemma import GemmaMissing, gemma_path
 from tests.fakes.starter import StarterMissing, starter_path
 
 # A busy machine is slow, which says nothing about the code under test.
@@ -132,6 +134,19 @@ def starter_gguf() -> Path:
     try:
         return starter_path()
     except StarterMissing as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+        _no_model(str(error))
+
+
+@pytest.fixture(scope="session")
+def gemma_gguf() -> Path:
+    """The second real model, likewise: larger, with a sliding window, without a chat template."""
+    try:
+        return gemma_path()
+    except GemmaMissing as error:
+        _no_model(str(error))
+
+
+def _no_model(why: str) -> NoReturn:
+    if os.environ.get("CI") == "true":
+        pytest.fail(why)
+    pytest.skip(why)

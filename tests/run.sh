@@ -48,13 +48,15 @@ find_python() {
 }
 
 # What the tests call, as Debian packages: yardsticks and clients; a session bus and a user manager;
-# two desktops with panels; what builds and proves installers (wine only where it can run them).
+# two desktops with panels; what builds and proves installers (wine only where it can run them); what
+# compiles the native runtime.
 readonly PACKAGES="
   openssl curl shellcheck
   dbus dbus-x11 dbus-user-session systemd desktop-file-utils libxml2-utils libplist-utils
   xvfb openbox libglib2.0-bin lxqt-panel xfce4-panel xfconf xdotool xclip scrot imagemagick x11-utils x11-xserver-utils
   sway waybar grim xwayland fonts-dejavu-core adwaita-icon-theme librsvg2-common
   debootstrap lintian man-db nsis wine wine64
+  g++
 "
 
 # Without root or apt-get, the tests that lack a program say so.
@@ -119,6 +121,11 @@ remove_old_environments() {
   done
 }
 
+# Ten minutes the first time. Without it, the tests that need it say so; in CI they fail.
+native_runtime() {
+  python -m tests.fakes.native --build || [[ ${CI:-} != true ]]
+}
+
 hash_of() { "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:12])'; }
 
 [[ $quick ]] || step "Debian packages" debian_packages
@@ -140,6 +147,7 @@ step "ruff format" ruff format --check --quiet
 step "codespell" codespell daemon tray service_files tests installers docs ./*.md
 step "import contracts" lint-imports --no-cache
 step "types" mypy
+[[ $quick ]] || step "native runtime" native_runtime
 ((${#failed[@]})) && printf '== failed so far: %s\n' "${failed[*]}"
 
 paths=()

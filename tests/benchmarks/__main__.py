@@ -1,15 +1,18 @@
 """What the daemon costs, as ratios against the bare engine in the same run.
 
     python -m tests.benchmarks [--rounds N] [--idle SECONDS] [--json FILE]
+    python -m tests.benchmarks tuning|memory|runtimes|latency_tuning|tray [its options]
 
 Both sides are interleaved and medians are compared, because machines are noisy. Exits 0 whatever
-the figures are: budgets are read by people, not asserted on a shared machine.
+the figures are: budgets are read by people, not asserted on a shared machine. The second form is
+``python -m tests.benchmarks.NAME``; docs/benchmarks.md tells what each is for.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import statistics
 import subprocess
 import sys
@@ -29,6 +32,7 @@ from tests.fakes.daemon import Daemon
 from tests.fakes.starter import starter_path
 
 TOKENS = 96
+_OTHERS = ("tuning", "memory", "runtimes", "latency_tuning", "tray")
 # The engine alone with the settings of the daemon's plan, as short as its library allows.
 _BARE_START = """
 import json, sys, xllamacpp as x
@@ -62,8 +66,8 @@ class Row:
 class RecordingDaemon(Daemon):
     """The daemon under measurement; it writes its worker's address and key to a file."""
 
-    def __init__(self, home: Path) -> None:
-        super().__init__(home)
+    def __init__(self, home: Path, **settings: object) -> None:
+        super().__init__(home, **settings)
         self.record = home / "worker.json"
         self.environ["STOKER_TEST_WORKER_FILE"] = str(self.record)
         self.command = [sys.executable, "-m", "tests.benchmarks.recording_daemon"]
@@ -206,6 +210,10 @@ def _print(rows: list[Row]) -> None:
 
 
 def main() -> None:
+    if len(sys.argv) > 1 and sys.argv[1] in _OTHERS:
+        name = f"{__package__}.{sys.argv.pop(1)}"
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+        return
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--idle", type=float, default=60, help="seconds")
@@ -215,7 +223,7 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="sb") as folder:
         home = Path(folder)
-        with RecordingDaemon(home) as daemon:
+        with RecordingDaemon(home, tune="false") as daemon:
             daemon.add(model, "starter")
             with daemon.client() as client:
                 client.load("starter")

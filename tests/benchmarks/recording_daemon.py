@@ -11,34 +11,35 @@ import os
 import anyio
 
 from stoker import serve
+from stoker.engine.adapter import Adapter
 from stoker.engine.base import Worker
-from stoker.engine.xllamacpp import XllamacppEngine
-from stoker.tuning.plan import LaunchPlan
+from stoker.tuning.launch import LaunchPlan
+
+_launch = Adapter.launch
 
 
-class _RecordingEngine(XllamacppEngine):
-    async def launch(self, plan: LaunchPlan, *, timeout_s: float) -> Worker:
-        worker = await super().launch(plan, timeout_s=timeout_s)
-        record = {
-            "socket": str(worker.address.socket),
-            "key": worker.key,
-            "settings": {
-                "n_ctx": plan.cells or plan.context,
-                "n_parallel": plan.parallel,
-                "n_batch": plan.batch,
-                "n_ubatch": plan.ubatch,
-                "n_outputs_max": plan.n_outputs_max,
-                "cache_ram_mib": plan.cache_ram_mib,
-                "n_ctx_checkpoints": plan.checkpoints,
-                "kv_unified": plan.kv_unified,
-            },
-            "threads": plan.threads,
-        }
-        file = anyio.Path(os.environ["STOKER_TEST_WORKER_FILE"])
-        await file.write_text(json.dumps(record))
-        return worker
+async def _recorded(adapter: Adapter, plan: LaunchPlan, *, timeout_s: float) -> Worker:
+    worker = await _launch(adapter, plan, timeout_s=timeout_s)
+    record = {
+        "socket": str(worker.address.socket),
+        "key": worker.key,
+        "settings": {
+            "n_ctx": plan.cells or plan.context,
+            "n_parallel": plan.parallel,
+            "n_batch": plan.batch,
+            "n_ubatch": plan.ubatch,
+            "n_outputs_max": plan.n_outputs_max,
+            "cache_ram_mib": plan.cache_ram_mib,
+            "n_ctx_checkpoints": plan.checkpoints,
+            "kv_unified": plan.kv_unified,
+        },
+        "threads": plan.threads,
+    }
+    file = anyio.Path(os.environ["STOKER_TEST_WORKER_FILE"])
+    await file.write_text(json.dumps(record))
+    return worker
 
 
 if __name__ == "__main__":
-    vars(serve)["XllamacppEngine"] = _RecordingEngine
+    Adapter.launch = _recorded  # type: ignore[method-assign, assignment]
     serve.main()

@@ -99,7 +99,7 @@ def run(minutes: float) -> list[Usage]:
     with (
         tempfile.TemporaryDirectory(prefix="st") as folder,
         Session(Path(folder) / "artefacts") as session,
-        Daemon(Path(folder) / "home") as daemon,
+        Daemon(Path(folder) / "home", tune="false") as daemon,
         TrayHost(session.bus) as host,
     ):
         daemon.add(starter_path(), "starter")

@@ -19,10 +19,13 @@ from pathlib import Path
 
 import anyio
 
+from stoker.engine.adapter import Adapter
 from stoker.engine.base import Address, Worker
 from stoker.engine.probe import answers_decode
 from stoker.engine.worker import Spawn, WorkerProcess, launch
 from stoker.errors import StokerError
+from stoker.hardware.facts import HardwareFacts
+from stoker.paths import Paths
 from stoker.tuning.launch import LaunchPlan
 
 _CHILD = Path(__file__).with_name("engine_child.py")
@@ -77,8 +80,14 @@ class FakeEngine:
     launches: list[LaunchPlan] = field(default_factory=list)  # every attempt, in order
     workers: list[WorkerProcess] = field(default_factory=list)  # every success, in order
     prepared: list[Path] = field(default_factory=list)
+    others: frozenset[str] = frozenset()  # more runtimes that plans may name
 
-    async def prepare(self, model: Path) -> bool:
+    def has(self, runtime: str, *, measured_at: str | None = None) -> bool:
+        _ = measured_at
+        return runtime in {"", self.runtime, *self.others}
+
+    async def prepare(self, model: Path, runtime: str = "") -> bool:
+        _ = runtime
         self.prepared.append(model)
         await anyio.lowlevel.checkpoint()
         if self.prepare_error is not None:
@@ -91,23 +100,8 @@ class FakeEngine:
         if behaviour is None:
             behaviour = Behaviour.from_name(plan.model_path)
         socket = self.run / f"w-{secrets.token_hex(8)}.sock"
-        key = secrets.token_urlsafe(24)
-        spawn = Spawn(
-            command=(sys.executable, "-I", str(_CHILD)),
-            order={
-                "socket": str(socket),
-                "key": key,
-                "model": plan.model_id,
-                "path": str(plan.model_path),
-                "context": plan.context,
-                "parallel": plan.parallel,
-                "embedding": plan.embedding,
-                **dataclasses.asdict(behaviour),
-            },
-            address=Address(socket=socket),
-            key=key,
-            cwd=self.run,
-        )
+        spawn = spawn_of(plan, behaviour, socket, secrets.token_urlsafe(24), self.run)
+        spawn = dataclasses.replace(spawn, runtime=plan.runtime or self.runtime, engine=self.name)
 
         async def ready(worker: WorkerProcess) -> None:
             await answers_decode(worker.address, worker.key, embedding=plan.embedding)
@@ -120,6 +114,57 @@ class FakeEngine:
         """End whatever a test left running."""
         for worker in self.workers:
             await worker.stop(0)
+
+
+class FakeAdapter(Adapter):
+    """A runtime that is made of fake workers; everything else of it is real."""
+
+    name = "fake"
+
+    def __init__(
+        self,
+        paths: Paths,
+        hardware: HardwareFacts,
+        runtime: str,
+        *,
+        build: str = "",
+        normal: Behaviour | None = None,
+        safe: Behaviour | None = None,
+    ) -> None:
+        super().__init__(paths, hardware, runtime, build=build)
+        self.normal = normal or Behaviour()
+        self.safe = safe or Behaviour()
+        self.launched: list[LaunchPlan] = []
+
+    def check_supported(self) -> None:
+        """Everything is."""
+
+    def spawn(self, plan: LaunchPlan, socket: Path | None, key: str) -> Spawn:
+        assert socket is not None
+        self.launched.append(plan)
+        behaviour = self.normal if plan.extra_buffers else self.safe
+        spawn = spawn_of(plan, behaviour, socket, key, self._paths.worker_cwd)
+        return dataclasses.replace(spawn, runtime=self.runtime, engine=self.name)
+
+
+def spawn_of(plan: LaunchPlan, behaviour: Behaviour, socket: Path, key: str, cwd: Path) -> Spawn:
+    """How a fake worker is started."""
+    return Spawn(
+        command=(sys.executable, "-I", str(_CHILD)),
+        order={
+            "socket": str(socket),
+            "key": key,
+            "model": plan.model_id,
+            "path": str(plan.model_path),
+            "context": plan.context,
+            "parallel": plan.parallel,
+            "embedding": plan.embedding,
+            **dataclasses.asdict(behaviour),
+        },
+        address=Address(socket=socket),
+        key=key,
+        cwd=cwd,
+    )
 
 
 def write_model(path: Path) -> Path:

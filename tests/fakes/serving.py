@@ -193,6 +193,10 @@ async def _running(
         server=server,
         started_at=0,
         request_stop=lambda: None,
+        profiles=nothing,
+        runtimes=nothing,
+        tuner=nothing,
+        planner=nothing,
     )
     async with anyio.create_task_group() as tasks:
         await tasks.start(lifecycle.run)

@@ -59,7 +59,8 @@ def test_data_and_type_marks_are_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     """What the program reads at run time is installed with it, and nothing left over."""
     names = set(wheel.namelist())
 
-    assert {"stoker/catalogue.toml", "stoker/py.typed"} <= names
+    data = {"catalogue.toml", "py.typed", "runtimes/runtime_catalogue.toml"}
+    assert {f"stoker/{name}" for name in data} <= names
     assert [name for name in names if "__pycache__" in name or name.endswith(".pyc")] == []
 
 

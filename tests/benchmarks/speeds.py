@@ -1,0 +1,153 @@
+"""How fast a worker is, asked over HTTP as a client would: a prompt, one stream, four streams.
+
+Prompts are lists of token numbers, so that their length is exact under every model, and nothing
+is taken from a cache. Both clocks are kept: the engine's own and the client's.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import geometric_mean, median
+from typing import Any, Final
+
+import anyio
+import httpx2
+import psutil
+
+from stoker.engine.probe import client
+from tests.benchmarks.workers import Serving
+
+METRICS: Final = ("prefill", "decode", "batch")
+_TIMEOUT_S: Final = 1800  # 32,768 tokens at 20 a second
+_TO_GENERATE: Final = 8
+_FIRST_TOKEN, _LAST_TOKEN = 1000, 45_000  # ordinary words in both vocabularies
+_OTHERS: Final = 0.20  # CPUs that other programs may use while we measure
+_PATIENCE: Final = 2  # measurements that are thrown away for it; then the next one counts
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is asked of each setting."""
+
+    prompt: int = 512
+    generate: int = 48
+    streams: int = 4
+    stream_prompt: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Tokens per second; prefill and decode by the engine's clock, batch by ours."""
+
+    prefill: float
+    decode: float
+    batch: float
+    wall_s: float  # of the one stream, by our clock
+    others: float  # CPUs that other programs used meanwhile
+
+    def of(self, metric: str) -> float:
+        value: float = getattr(self, metric)
+        return value
+
+
+async def measure(serving: Serving, load: Load) -> Figures:
+    """The figures of one worker after a short warm-up; again when the machine was busy."""
+    async with client(serving.address, serving.key) as http:
+        await _ask(http, _tokens(64, 0), 4)
+        for attempt in range(_PATIENCE + 1):
+            found = await _measure(http, load, serving.pid)
+            if found.others <= _OTHERS or attempt == _PATIENCE:
+                break
+    return found
+
+
+async def fill(serving: Serving, *, slots: int, context: int, cells: int) -> None:
+    """Use every cell that requests can reach: all slots at once, then one as long as may be."""
+    each = min(context, cells // slots) - _TO_GENERATE - 1
+    async with client(serving.address, serving.key) as http:
+        async with anyio.create_task_group() as tasks:
+            for number in range(slots):
+                tasks.start_soon(_ask, http, _tokens(each, number), _TO_GENERATE)
+        if context - _TO_GENERATE - 1 > each:
+            await _ask(http, _tokens(context - _TO_GENERATE - 1, slots), _TO_GENERATE)
+
+
+async def _measure(http: httpx2.AsyncClient, load: Load, pid: int) -> Figures:
+    watch = _Others(pid)
+    start = time.perf_counter()
+    one = await _ask(http, _tokens(load.prompt, 1), load.generate)
+    wall_s = time.perf_counter() - start
+    answers: list[dict[str, Any]] = []
+
+    async def stream(number: int) -> None:
+        answers.append(await _ask(http, _tokens(load.stream_prompt, number), load.generate))
+
+    start = time.perf_counter()
+    async with anyio.create_task_group() as tasks:
+        for number in range(2, 2 + load.streams):
+            tasks.start_soon(stream, number)
+    together_s = time.perf_counter() - start
+    return Figures(
+        prefill=one["prompt_n"] * 1000 / one["prompt_ms"],
+        decode=one["predicted_n"] * 1000 / one["predicted_ms"],
+        batch=sum(answer["predicted_n"] for answer in answers) / together_s,
+        wall_s=wall_s,
+        others=watch.cpus(),
+    )
+
+
+async def _ask(http: httpx2.AsyncClient, prompt: list[int], generate: int) -> dict[str, Any]:
+    """The engine's timings of one answer."""
+    body = {
+        "prompt": prompt,
+        "n_predict": generate,
+        "cache_prompt": False,
+        "ignore_eos": True,
+        "temperature": 0,
+    }
+    with anyio.fail_after(_TIMEOUT_S):
+        answer = await http.post("/completion", json=body)
+    if answer.status_code != httpx2.codes.OK:
+        raise AssertionError(answer.text[:600])
+    timings: dict[str, Any] = answer.json()["timings"]
+    if (timings["prompt_n"], timings["predicted_n"]) != (len(prompt), generate):
+        raise AssertionError(f"not what was asked for: {timings}")
+    return timings
+
+
+def _tokens(count: int, seed: int) -> list[int]:
+    dice = random.Random(seed)  # noqa: S311  # not a secret
+    return [dice.randrange(_FIRST_TOKEN, _LAST_TOKEN) for _ in range(count)]
+
+
+class _Others:
+    """How much of the machine other programs use: all that is busy, less the worker and us."""
+
+    def __init__(self, pid: int) -> None:
+        self._ours = (psutil.Process(pid), psutil.Process())
+        self._start = time.perf_counter()
+        self._before = self._busy_s()
+
+    def cpus(self) -> float:
+        busy_s = self._busy_s() - self._before
+        return max(0.0, busy_s / (time.perf_counter() - self._start))
+
+    def _busy_s(self) -> float:
+        """Processor time of all others since the start of the machine."""
+        times = psutil.cpu_times()
+        idle = ("idle", "iowait", "guest", "guest_nice")  # guests count as user already
+        busy = sum(times) - sum(getattr(times, name, 0.0) for name in idle)
+        ours = (one.cpu_times() for one in self._ours)
+        return busy - sum(one.user + one.system for one in ours)
+
+
+def middle(samples: Sequence[Figures]) -> dict[str, float]:
+    """The median of each metric."""
+    return {metric: median(one.of(metric) for one in samples) for metric in METRICS}
+
+
+def mean_of(samples: Sequence[Figures], metric: str) -> float:
+    return geometric_mean([one.of(metric) for one in samples])

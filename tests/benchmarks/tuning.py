@@ -1,0 +1,199 @@
+"""How close the measured search comes to the best this machine can do, and the engine's defaults.
+
+    python -m tests.benchmarks.tuning [--model starter|gemma|both] [--quick] [--json FILE]
+
+In one session for each model: an exhaustive grid (threads, threads for batches, ubatch, flash
+attention, runtime), the product's own search, then rounds in which the best of the grid, the tuned
+plan and the defaults of each runtime take turns. All are real workers, asked over HTTP. Takes 20
+minutes a model on two idle cores; what other programs use meanwhile is shown. Exits 1 when a bound
+is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import anyio
+
+from stoker.tuner.job import trial_of
+from stoker.tuning.search import BUDGET_S
+from tests.benchmarks import grid
+from tests.benchmarks.grid import Bench, Subject, words
+from tests.benchmarks.searching import Outcome, search
+from tests.benchmarks.speeds import METRICS, Figures, Load
+from tests.benchmarks.workers import MODELS, Model, Place, chosen, place
+
+MEDIAN_BOUND: Final = 0.97  # tuned over best of the grid, median of metrics and models
+WORST_BOUND: Final = 0.92
+HARM_BOUND: Final = 0.98  # tuned over the engine's own defaults, each of them
+_TUNED: Final = "tuned"
+_ROUNDS: Final = 9
+_QUICK_ROUNDS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One metric of one model; tokens per second."""
+
+    model: str
+    metric: str
+    best: float
+    best_setting: str
+    tuned: float
+    of_best: float  # tuned over best, the median of what was compared within each round
+    defaults: dict[str, float]  # of each runtime
+    of_defaults: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything about one model."""
+
+    rows: tuple[Row, ...]
+    setting: str
+    outcome: Outcome
+    settings_in_grid: int
+    others_cpus: float  # that other programs used, median
+    rounds: tuple[dict[str, Figures], ...]
+
+
+async def compare(where: Place, model: Model, *, quick: bool, budget_s: float) -> Report:
+    bench = Bench(where, model, Load(generate=32) if quick else Load(), tell)
+    await where.prepare(model)
+    everything = grid.subjects(where, model, quick=quick)
+    scores = await grid.first_passes(bench, everything, grid.anchor_of(where, model))
+    tell(f"searching, for at most {budget_s:.0f} s")
+    outcome = await search(where, model, budget_s=budget_s, told=tell)
+    plan = where.plan(model, outcome.tuned.best.runtime, tuned=outcome.tuned)
+    tuned = Subject(_TUNED, plan.runtime, plan)
+    defaults = [Subject(f"defaults of {name}", name, None) for name in where.runtimes]
+    best = grid.finalists(scores)
+    count = _QUICK_ROUNDS if quick else _ROUNDS
+    running = [*best, tuned, *defaults]
+    found = await grid.rounds(bench, running, count, seed=1)
+    if failures(rows := rows_of(model.name, found, best, defaults)):
+        tell("a bound is missed; as many rounds again, for it may be noise")
+        found += await grid.rounds(bench, running, count, seed=2)
+        rows = rows_of(model.name, found, best, defaults)
+    return Report(
+        rows=tuple(rows),
+        setting=words(trial_of(plan)),
+        outcome=outcome,
+        settings_in_grid=len(everything),
+        others_cpus=median(one.others for each in found for one in each.values()),
+        rounds=tuple(found),
+    )
+
+
+def rows_of(
+    model: str,
+    found: list[dict[str, Figures]],
+    best: list[Subject],
+    defaults: list[Subject],
+) -> list[Row]:
+    """What the rounds say. Pure."""
+    rows = []
+    for metric in METRICS:
+        usual = {label: median(one[label].of(metric) for one in found) for label in found[0]}
+        # The one that is ahead most, by how each does against the tuned plan in the same round.
+        first = max(best, key=lambda one: grid.ratio(found, one.label, _TUNED, metric))
+        rows.append(
+            Row(
+                model=model,
+                metric=metric,
+                best=usual[first.label],
+                best_setting=first.label,
+                tuned=usual[_TUNED],
+                of_best=grid.ratio(found, _TUNED, first.label, metric),
+                defaults={one.runtime: usual[one.label] for one in defaults},
+                of_defaults={
+                    one.runtime: grid.ratio(found, _TUNED, one.label, metric) for one in defaults
+                },
+            )
+        )
+    return rows
+
+
+def failures(rows: list[Row]) -> list[str]:
+    """The bounds that are missed, in words. Pure."""
+    found = []
+    middle = median(row.of_best for row in rows)
+    if middle < MEDIAN_BOUND:
+        found.append(f"tuned/best: median {middle:.3f} < {MEDIAN_BOUND}")
+    for row in rows:
+        what = f"{row.model}, {row.metric}"
+        if row.of_best < WORST_BOUND:
+            found.append(f"{what}: tuned/best {row.of_best:.3f} < {WORST_BOUND}")
+        for runtime, share in row.of_defaults.items():
+            if share < HARM_BOUND:
+                found.append(f"{what}: tuned/defaults of {runtime} {share:.3f} < {HARM_BOUND}")
+    return found
+
+
+def show(reports: list[Report]) -> None:
+    """The table."""
+    print(
+        f"{'model':8} {'metric':8} {'best':>8} {'tuned':>8} {'ratio':>6}  "
+        f"{'defaults':>8} {'ratio':>6}  best setting of the grid"
+    )
+    for report in reports:
+        for row in report.rows:
+            worst = min(row.of_defaults, key=lambda name: row.of_defaults[name])
+            print(
+                f"{row.model:8} {row.metric:8} {row.best:8.1f} {row.tuned:8.1f}"
+                f" {row.of_best:6.3f}  {row.defaults[worst]:8.1f}"
+                f" {row.of_defaults[worst]:6.3f}  {row.best_setting}"
+            )
+    print("tokens per second; `defaults` are those of the runtime whose own do best")
+    for report in reports:
+        outcome = report.outcome
+        print(
+            f"{report.rows[0].model}: tuned to {report.setting}; {outcome.tuned.trials} settings in"
+            f" {outcome.runs} measurements, {outcome.tuned.seconds:.0f} s"
+            f" ({outcome.wall_s:.0f} s with loading); the grid has {report.settings_in_grid}"
+        )
+        print(f"  other programs used {report.others_cpus:.2f} CPUs meanwhile")
+
+
+def tell(what: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+
+
+def as_json(reports: list[Report], missed: list[str]) -> dict[str, Any]:
+    return {"missed": missed, "models": [asdict(report) for report in reports]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.tuning")
+    parser.add_argument("--model", choices=(*MODELS, "both"), default="both")
+    parser.add_argument("--quick", action="store_true", help="a smaller grid and fewer rounds")
+    parser.add_argument("--budget", type=float, default=BUDGET_S, help="of the search, in seconds")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    reports: list[Report] = []
+
+    async def run() -> None:
+        for model in chosen(options.model):
+            with place() as where:
+                reports.append(
+                    await compare(where, model, quick=options.quick, budget_s=options.budget)
+                )
+
+    anyio.run(run)
+    missed = failures([row for report in reports for row in report.rows])
+    show(reports)
+    if options.json:
+        options.json.write_text(json.dumps(as_json(reports, missed), indent=1))
+    if missed:
+        raise SystemExit("\n".join(missed))
+
+
+if __name__ == "__main__":
+    main()
