@@ -350,7 +350,9 @@ class BuildFailed(EngineError):
     """``facts["tail"]`` holds the last lines of the build."""
 
     code = "build_failed"
-    hint = "The runtime that served before goes on serving; `stoker logs` has the build's last words."
+    hint = (
+        "The runtime that served before goes on serving; `stoker logs` has the build's last words."
+    )
 
 
 class LabFailed(EngineError):

@@ -116,11 +116,13 @@ class Planner:
         offers: Callable[[HardwareFacts], Sequence[Offer]] = lambda _: (),
         calibration: Callable[[HardwareFacts, Profile], Calibration] | None = None,
         safe_mode: Callable[[Path, str], bool] = lambda _model, _runtime: False,
+        holds: Callable[[Tuned], bool] = lambda _: True,
     ) -> None:
         """`runtimes_names` gives the usable ones, the current one first.
 
         `offers`, `calibration` (of the speed forecast) and `safe_mode` (what the self-test of a
-        runtime found) are blocking and asked in a thread.
+        runtime found) are blocking and asked in a thread. `holds` says whether tuned settings
+        still hold: a runtime that was chosen after they were measured makes them void.
         """
         self._store = store
         self._settings = settings
@@ -132,6 +134,7 @@ class Planner:
         self._offers = offers
         self._calibration = calibration or (lambda _hardware, _profile: _NOTHING_KNOWN)
         self._safe_mode = safe_mode
+        self._holds = holds
 
     async def plan(self, request: PlanRequest) -> PlanView:
         """The settings that a load would choose now, were this model not loaded.
@@ -165,7 +168,9 @@ class Planner:
     ) -> Tuned | None:
         profile = request.profile or self._settings.profile
         tuned = self._profiles.tuned(manifest.model_file.digest, hardware, profile)
-        return tuned if tuned is not None and tuned.best.runtime in names else None
+        if tuned is None or tuned.best.runtime not in names or not self._holds(tuned):
+            return None
+        return tuned
 
     def _wishes(self, request: PlanRequest, safe_mode: bool) -> Wishes:  # noqa: FBT001
         tried = request.model_dump(exclude={"model"}, exclude_none=True)

@@ -142,8 +142,6 @@ class HoldRequest(Wire):
     held: Annotated[bool, Strict()]
 
 
-
-
 class TakenView(Wire):
     """How many models' tuned settings were taken from a file."""
 

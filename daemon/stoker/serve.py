@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import Final, TypeVar
 
@@ -20,7 +21,7 @@ import structlog
 from anyio.abc import TaskStatus
 from filelock import FileLock, Timeout
 
-from stoker import __version__, logs, paths, sd_listen, sd_notify, settings
+from stoker import __version__, logs, paths, recommend, sd_listen, sd_notify, settings
 from stoker.api import server_state
 from stoker.api.control import create_control_app
 from stoker.api.control_transport import control_listening
@@ -29,19 +30,25 @@ from stoker.api.inference import create_inference_app
 from stoker.api.server_state import ServerState
 from stoker.api.services import Services
 from stoker.api.switch import ServerSwitch
-from stoker.engine.xllamacpp import XllamacppEngine
 from stoker.errors import DaemonAlreadyRunning, StoreUnsafe
 from stoker.events import EventBus
+from stoker.hardware import measure as measured
+from stoker.hardware.facts import HardwareFacts
+from stoker.hardware.measure import with_measured
 from stoker.hardware.probe import probe
 from stoker.history import History, record_events
 from stoker.jobs import Jobs
 from stoker.lifecycle.runtime import Lifecycle
 from stoker.metrics import Metrics
 from stoker.paths import Paths
+from stoker.planner import Planner
+from stoker.profiles import Profiles
 from stoker.pull.puller import Puller
+from stoker.runtimes.manager import Runtimes
 from stoker.schemas import Goodbye
 from stoker.settings import Settings
 from stoker.store.store import Store
+from stoker.tuner import Tuner
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +81,8 @@ async def _serve(places: Paths, wishes: Settings, endpoint: Endpoint) -> None:
         services, jobs = await _patiently(_build(places, wishes, endpoint, state, stop))
         stack.push_async_callback(services.history.close)
         await stack.enter_async_context(_running(services.lifecycle.run))
+        await stack.enter_async_context(_running(services.runtimes.run))
+        await stack.enter_async_context(_running(services.tuner.run))
         await stack.enter_async_context(_running(services.puller.run))
         await stack.enter_async_context(control_listening(create_control_app(services), places))
         await stack.enter_async_context(endpoint.running(create_inference_app(services)))
@@ -118,18 +127,33 @@ async def _build(
     metrics = Metrics()
     store = Store(places.store)
     await anyio.to_thread.run_sync(store.open)
-    hardware = await anyio.to_thread.run_sync(probe)
+    facts = await anyio.to_thread.run_sync(probe)
     history = await History.open(places.history)
+    profiles = Profiles(places.tuning)
+    runtimes = await anyio.to_thread.run_sync(Runtimes, places, facts, wishes, bus, store)
+    machine = partial(_machine, places)
     lifecycle = Lifecycle(
         store=store,
-        engine=XllamacppEngine(places, hardware),
-        hardware=probe,
+        engine=runtimes,
+        hardware=machine,
         settings=wishes,
         bus=bus,
         metrics=metrics,
         last_served=places.last_served,
+        known=profiles,
     )
     lifecycle.recall_load_times(await history.load_seconds())
+    runtimes.serves(lifecycle)
+    tuner = Tuner(
+        store=store,
+        lifecycle=lifecycle,
+        runtimes=runtimes,
+        profiles=profiles,
+        settings=wishes,
+        bus=bus,
+        places=places,
+        hardware=machine,
+    )
     services = Services(
         settings=wishes,
         paths=places,
@@ -149,8 +173,42 @@ async def _build(
         ),
         started_at=time.monotonic(),
         request_stop=stop.set,
+        profiles=profiles,
+        runtimes=runtimes,
+        tuner=tuner,
+        planner=_planner(store, wishes, profiles, runtimes, lifecycle, tuner, machine),
     )
     return services, Jobs(services)
+
+
+def _planner(
+    store: Store,
+    wishes: Settings,
+    profiles: Profiles,
+    runtimes: Runtimes,
+    lifecycle: Lifecycle,
+    tuner: Tuner,
+    machine: Callable[[], HardwareFacts],
+) -> Planner:
+    return Planner(
+        store,
+        wishes,
+        profiles,
+        runtimes.usable,
+        hardware=machine,
+        survey=tuner.survey,
+        lifecycle=lifecycle,
+        offers=runtimes.offers,
+        calibration=partial(recommend.calibration, store, profiles),
+        safe_mode=runtimes.needs_safe_mode,
+        holds=lambda tuned: runtimes.has(tuned.best.runtime, measured_at=tuned.at),
+    )
+
+
+def _machine(places: Paths) -> HardwareFacts:
+    """This machine at this moment, with what was measured of it before. Blocking."""
+    facts = probe()
+    return with_measured(facts, measured.known(places, facts))
 
 
 async def _patiently(work: Coroutine[object, object, T]) -> T:

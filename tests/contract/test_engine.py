@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from stoker.engine.base import Engine, Worker
+from stoker.engine.llama_server import LlamaServerEngine
 from stoker.engine.probe import client
 from stoker.engine.xllamacpp import XllamacppEngine
 from stoker.errors import WorkerFailed, WorkerTimeout
@@ -31,6 +32,7 @@ from stoker.tuning.plan import Wishes, make_plan
 from stoker.types import FailureKind
 from tests.fakes.engine import Behaviour, FakeEngine, write_model
 from tests.fakes.models import STARTER
+from tests.fakes.native import native_folder, program_in
 
 pytestmark = pytest.mark.anyio
 
@@ -68,13 +70,45 @@ def plan_for(model: Path, wishes: Wishes) -> LaunchPlan:
     return make_plan("public/name:Q4", model, STARTER, probe(), wishes)
 
 
-@pytest.fixture(params=["fake", pytest.param("xllamacpp", marks=pytest.mark.e2e)])
-def rig(request: pytest.FixtureRequest, paths: Paths) -> Rig:
+def native_engine(paths: Paths, *, in_place: bool = sys.platform == "linux") -> LlamaServerEngine:
+    return LlamaServerEngine(
+        paths,
+        probe(),
+        runtime="llama-cpp-python-test",
+        program=program_in(native_folder()),
+        in_place=in_place,
+    )
+
+
+@pytest.fixture(
+    params=[
+        "fake",
+        *(
+            pytest.param(name, marks=pytest.mark.e2e)
+            for name in (
+                "xllamacpp",
+                "native",
+                "native-watched",
+                "native-tcp",
+                "native-watched-tcp",
+            )
+        ),
+    ]
+)
+def rig(request: pytest.FixtureRequest, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """`watched`: with a process of ours beside the program; the default where there is no exec."""
     if request.param == "fake":
         model = write_model(paths.data / "m.gguf")
         return Rig(FakeEngine(paths.run, Behaviour()), plan_for(model, Wishes(context=512)), paths)
+    if request.param.endswith("-tcp"):
+        monkeypatch.setenv("STOKER_TEST_CONTROL", "tcp")
+    engine: Engine = (
+        XllamacppEngine(paths, probe())
+        if request.param == "xllamacpp"
+        else native_engine(paths, in_place="watched" not in request.param)
+    )
     model = request.getfixturevalue("starter_gguf")
-    return Rig(XllamacppEngine(paths, probe()), plan_for(model, Wishes(context=512)), paths)
+    return Rig(engine, plan_for(model, Wishes(context=512)), paths)
 
 
 @pytest.fixture
@@ -269,10 +303,15 @@ PARENT = """
 
 
 def rig_in_child(model: Path, switches: dict[str, object] | None) -> Rig:
-    """For the process that is killed; `switches` of the fake engine, None for the real one."""
+    """For the process that is killed; `switches` of the fake engine, None for the built-in one.
+
+    The switch `native` asks for the compiled one: True in place, False watched.
+    """
     paths = from_environment()
     engine: Engine = XllamacppEngine(paths, probe())
-    if switches is not None:
+    if switches is not None and "native" in switches:
+        engine = native_engine(paths, in_place=bool(switches["native"]))
+    elif switches is not None:
         engine = FakeEngine(paths.run, Behaviour(**switches))  # type: ignore[arg-type]
     return Rig(engine, plan_for(model, Wishes(context=512)), paths)
 
@@ -342,13 +381,17 @@ def test_a_loading_worker_dies_with_its_parent(
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("when", [kill_when_ready, kill_while_loading])
+@pytest.mark.parametrize("switches", [None, {"native": True}, {"native": False}])
 def test_a_real_worker_dies_with_its_parent(
     parent: Callable[..., subprocess.Popen[str]],
     paths: Paths,
     starter_gguf: Path,
     when: Callable[[subprocess.Popen[str]], list[int]],
+    switches: dict[str, object] | None,
 ) -> None:
-    family = when(parent(starter_gguf, None))
+    if switches is not None:
+        native_folder()  # skips, in this process
+    family = when(parent(starter_gguf, switches))
 
     assert wait_gone(family) == []
 

@@ -34,11 +34,15 @@ from stoker.history import History
 from stoker.lifecycle.runtime import Lifecycle
 from stoker.metrics import Metrics
 from stoker.paths import Paths, from_environment
+from stoker.planner import Planner
+from stoker.profiles import Profiles
 from stoker.pull.puller import Puller
+from stoker.runtimes.manager import Runtimes
 from stoker.schemas import Event, Goodbye, PullView
 from stoker.settings import Settings
 from stoker.store.manifest import Manifest
 from stoker.store.store import FileResult, Store
+from stoker.tuner import Tuner
 from tests.fakes.engine import FakeEngine
 from tests.fakes.gguf_files import tiny_gguf
 
@@ -204,6 +208,34 @@ def _puller(places: Paths, store: Store, settings: Settings, bus: EventBus) -> P
     )
 
 
+def _tuning(
+    places: Paths, store: Store, settings: Settings, bus: EventBus, lifecycle: Lifecycle
+) -> dict[str, Any]:
+    """The real ones; none of them runs by itself."""
+    profiles = Profiles(places.tuning)
+    runtimes = Runtimes(places, MACHINE, settings, bus, store)
+    tuner = Tuner(
+        store=store,
+        lifecycle=lifecycle,
+        runtimes=runtimes,
+        profiles=profiles,
+        settings=settings,
+        bus=bus,
+        places=places,
+        hardware=lambda: MACHINE,
+    )
+    planner = Planner(
+        store,
+        settings,
+        profiles,
+        runtimes.usable,
+        hardware=lambda: MACHINE,
+        survey=tuner.survey,
+        lifecycle=lifecycle,
+    )
+    return {"profiles": profiles, "runtimes": runtimes, "tuner": tuner, "planner": planner}
+
+
 @asynccontextmanager
 async def _serving(
     places: Paths,
@@ -250,6 +282,7 @@ async def _serving(
             server=server,
             started_at=time.monotonic(),
             request_stop=lambda: stops.append("asked"),
+            **_tuning(places, store, settings, bus, lifecycle),
         )
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(tasks.cancel_scope.cancel)

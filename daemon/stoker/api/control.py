@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stoker import __version__
-from stoker.api import offers
+from stoker.api import machine, offers
 from stoker.api.errors import control_body, install_handlers, status_of
 from stoker.api.hangup import unless_gone
 from stoker.api.services import Services
@@ -55,6 +55,9 @@ def create_control_app(services: Services) -> ASGIApp:
         _model_routes(services),
         _memory_routes(services),
         _pull_routes(services),
+        machine.plan_routes(services),
+        machine.tune_routes(services),
+        machine.runtime_routes(services),
     ):
         app.include_router(router)
     install_handlers(app, control_body)
@@ -101,7 +104,9 @@ def _model_routes(services: Services) -> APIRouter:
 
     @router.get("/catalogue")
     async def offered() -> list[OfferView]:
-        return await run_sync(offers.from_machine, services.store, services.settings)
+        return await run_sync(
+            offers.from_machine, services.store, services.settings, services.profiles
+        )
 
     @router.get("/models/{name:path}")
     async def model(name: str) -> StoredModelView:

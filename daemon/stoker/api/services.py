@@ -15,10 +15,14 @@ from stoker.history import History
 from stoker.lifecycle.runtime import Lifecycle
 from stoker.metrics import Metrics
 from stoker.paths import Paths
+from stoker.planner import Planner
+from stoker.profiles import Profiles
 from stoker.pull.puller import Puller
+from stoker.runtimes.manager import Runtimes
 from stoker.schemas import DaemonChanged, DaemonView, StatusView
 from stoker.settings import Settings
 from stoker.store.store import Store
+from stoker.tuner import Tuner
 
 
 @dataclass
@@ -36,6 +40,10 @@ class Services:
     server: ServerSwitch
     started_at: float  # time.monotonic()
     request_stop: Callable[[], None]
+    profiles: Profiles
+    runtimes: Runtimes
+    tuner: Tuner
+    planner: Planner
     update: str | None = None  # a newer version of Stoker; only `found_update` writes it
 
     def status(self) -> StatusView:
@@ -67,6 +75,7 @@ class Services:
     def _problems(self) -> Iterator[str]:
         yield from self.server.problems()
         yield from self.store.problems()
+        yield from self.runtimes.problems()
         for manifest in self.store.list():
             if manifest.damaged:
                 yield f"{manifest.id} is damaged and is not served; pull it again to repair it"

@@ -16,15 +16,20 @@ import typer
 from stoker import __version__
 from stoker.cli import (
     autostart,
+    bench,
     boundary,
     chat,
     daemon,
     loaded,
     machine,
     models,
+    plan,
     pulls,
+    recommend,
+    runtimes,
     server,
     settings,
+    tune,
 )
 
 __all__ = ["app", "main"]
@@ -38,7 +43,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 daemon not running, 4 refused.",
 )
-for topic in (daemon, server, autostart, machine, pulls, models, loaded, chat, settings):
+for topic in (
+    daemon,
+    server,
+    autostart,
+    machine,
+    recommend,
+    pulls,
+    models,
+    loaded,
+    chat,
+    plan,
+    tune,
+    bench,
+    runtimes,
+    settings,
+):
     topic.register(app)
 
 

@@ -42,6 +42,16 @@ class Worker(Protocol):
     def pid(self) -> int: ...
 
     @property
+    def runtime(self) -> str:
+        """Name of the installed runtime that it runs in."""
+        ...
+
+    @property
+    def engine(self) -> str:
+        """Kind of engine, as in `stoker status`."""
+        ...
+
+    @property
     def address(self) -> Address: ...
 
     @property
@@ -51,6 +61,10 @@ class Worker(Protocol):
 
     def resident_bytes(self) -> int | None:
         """Resident memory now; None when it cannot be read or the worker is gone."""
+        ...
+
+    def cpu_s(self) -> float | None:
+        """Processor time used so far; None when it cannot be read or the worker is gone."""
         ...
 
     async def wait(self) -> ExitReport:
@@ -63,34 +77,47 @@ class Worker(Protocol):
     async def stop(self, grace_s: float) -> ExitReport:
         """End the process: stdin EOF, after `grace_s` TERM, then KILL, to its whole group.
 
-        When it returns no process is left and the socket file is gone. Cannot be cancelled
-        half-way (its waits are bounded). Calling it again returns the first report. Raises
-        WorkerTimeout only when the kernel does not let go of the process.
+        One that reads no stdin gets TERM at once. When it returns no process is left and the
+        socket file is gone. Cannot be cancelled half-way (its waits are bounded). Calling it
+        again returns the first report. Raises WorkerTimeout only when the kernel does not let go
+        of the process.
         """
         ...
 
 
 class Engine(Protocol):
-    """A kind of engine in one installed runtime."""
+    """One installed runtime, or several behind one face; "" always means the current one."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Kind of engine of the current runtime."""
+        ...
 
     @property
     def runtime(self) -> str:
-        """Name and version of the runtime, as in `stoker status`."""
+        """Name of the current runtime, as in `stoker status`."""
         ...
 
-    async def prepare(self, model: Path) -> bool:
+    def has(self, runtime: str, *, measured_at: str | None = None) -> bool:
+        """Whether a plan may name this runtime: it is there and not known to be bad.
+
+        With ``measured_at`` (RFC 3339): whether a measurement of that time still counts in its
+        favour, although another runtime may have become the current one since.
+        """
+        ...
+
+    async def prepare(self, model: Path, runtime: str = "") -> bool:
         """Test the runtime on this machine with `model`, once; later calls read the result.
 
         Returns whether plans need the safe mode (`Wishes.safe_mode`). Raises RuntimeUnsupported
-        or CanaryFailed.
+        or CanaryFailed. Another runtime may be the current one afterwards.
         """
         ...
 
     async def launch(self, plan: LaunchPlan, *, timeout_s: float) -> Worker:
-        """Start a worker and return once it answered a decode.
+        """Start a worker of `plan.runtime` and return once it answered a decode.
+
+        Its `runtime` may be another one, when the wanted one fails and another one does not.
 
         Raises WorkerFailed (facts ``kind``, ``tail``) when it ends first, WorkerTimeout at the
         deadline. On any error, cancellation included, no process is left. Call it from the

@@ -3,8 +3,8 @@
 Some builds crash or go wrong on some CPUs as soon as a batch holds two tokens or more, so one
 decoded token proves nothing. The test runs prompts of about 2, 16 and 64 tokens, alone and as
 several sequences at once, in a throw-away worker, once normally and once in safe mode (no extra
-buffers). The verdict is kept per runtime and CPU. A run that fails for reasons of its own (the
-file, the memory) gives no verdict.
+buffers, nothing on a GPU). The verdict is kept per runtime and CPU. A run that fails for reasons
+of its own (the file, the memory) gives no verdict.
 """
 
 from __future__ import annotations
@@ -15,24 +15,29 @@ import math
 import os
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
-import httpx2
 import structlog
 
 from stoker.engine.base import Worker
 from stoker.engine.probe import client
 from stoker.errors import CanaryFailed, GgufError, WorkerFailed, WorkerTimeout
 from stoker.hardware.facts import CpuFacts
+from stoker.late import late
 from stoker.store.facts import model_facts
 from stoker.store.gguf import read_header
 from stoker.tuning.launch import LaunchPlan, MemoryNeed
 from stoker.tuning.plan import is_embedder
 from stoker.types import FailureKind
+
+if TYPE_CHECKING:
+    import httpx2
+else:
+    httpx2 = late("httpx2")
 
 log = structlog.get_logger(__name__)
 
@@ -84,35 +89,62 @@ class Finding:
 
     safe_mode: bool
     why: str
+    at: str = ""  # RFC 3339
 
 
 class Canary:
     """Runs the test when there is no verdict yet, and remembers verdicts in a small JSON file."""
 
-    def __init__(self, file: Path, runtime: str, cpu: CpuFacts, launch: _Launch) -> None:
+    def __init__(
+        self,
+        file: Path,
+        key: str,
+        cpu: CpuFacts,
+        launch: _Launch,
+        *,
+        runtime: str = "",
+        gpu_layers: int = 0,
+    ) -> None:
+        """``key`` names the runtime, and the build of it, that the verdict is kept for."""
         self._file = file
-        self._key = f"{runtime}+{cpu_digest(cpu)}"
+        self._key = f"{key}+{cpu_digest(cpu)}"
         self._launch = launch
+        self._runtime = runtime
+        self._gpu_layers = gpu_layers
 
     async def needs_safe_mode(self, model: Path, threads: int) -> bool:
         """See `Engine.prepare`. Raises CanaryFailed when the runtime is sound in neither mode."""
-        known = await anyio.to_thread.run_sync(self._read)
-        if self._key in known:
-            return known[self._key]
+        finding = await self.examine(model, threads)
+        return finding is not None and finding.safe_mode
+
+    def verdict(self) -> Finding | None:
+        """What is known already. Blocking."""
+        return self._read().get(self._key)
+
+    async def examine(self, model: Path, threads: int) -> Finding | None:
+        """The verdict, after a test when there is none; None when the test says nothing.
+
+        Raises CanaryFailed when the runtime is sound in neither mode.
+        """
+        known = await anyio.to_thread.run_sync(self.verdict)
+        if known is not None:
+            return known
         embedder = await anyio.to_thread.run_sync(_is_embedder, model)
         normal = await self._run(model, threads, embedder=embedder, safe=False)
         if normal.failure in _NO_VERDICT:
-            return False
+            return None
         safe = await self._run(model, threads, embedder=embedder, safe=True)
         if safe.failure in _NO_VERDICT:
-            return False
+            return None
         finding = judge(normal, safe, vectors=embedder)
         log.info("canary_done", runtime=self._key, safe_mode=finding.safe_mode, why=finding.why)
         await anyio.to_thread.run_sync(self._write, finding)
-        return finding.safe_mode
+        return finding
 
     async def _run(self, model: Path, threads: int, *, embedder: bool, safe: bool) -> Outcome:
         plan = _plan(model, threads, embedder=embedder, safe=safe)
+        layers = 0 if safe else self._gpu_layers
+        plan = replace(plan, runtime=self._runtime, gpu_layers=layers)
         try:
             worker = await self._launch(plan, timeout_s=_RUN_TIMEOUT_S)
         except WorkerFailed as error:
@@ -129,12 +161,12 @@ class Canary:
         finally:
             await worker.stop(_STOP_GRACE_S)
 
-    def _read(self) -> dict[str, bool]:
+    def _read(self) -> dict[str, Finding]:
         """All verdicts; none when the file is absent or damaged."""
         try:
             content = json.loads(self._file.read_bytes())
             results = content["results"] if content["format"] == _FORMAT else {}
-            return {str(key): bool(value["safe_mode"]) for key, value in results.items()}
+            return {str(key): _finding(value) for key, value in results.items()}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -142,16 +174,18 @@ class Canary:
             return {}
 
     def _write(self, finding: Finding) -> None:
-        results: dict[str, dict[str, object]] = {
-            key: {"safe_mode": value} for key, value in self._read().items()
-        }
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        results[self._key] = {"safe_mode": finding.safe_mode, "why": finding.why, "at": at}
-        text = json.dumps({"format": _FORMAT, "results": results}, indent=1)
+        results = {**self._read(), self._key: replace(finding, at=at)}
+        kept = {key: asdict(value) for key, value in results.items()}
+        text = json.dumps({"format": _FORMAT, "results": kept}, indent=1)
         try:
             _replace(self._file, text)
         except OSError as error:  # the next load tests again; nothing else is lost
             log.warning("canary_file_not_written", reason=str(error))
+
+
+def _finding(value: dict[str, object]) -> Finding:
+    return Finding(bool(value["safe_mode"]), str(value.get("why", "")), str(value.get("at", "")))
 
 
 async def _why(worker: Worker) -> FailureKind:

@@ -16,6 +16,8 @@ from stoker.engine import lifeline
 
 # Each open request holds one of the server's threads; more requests wait in its queue.
 _HTTP_THREADS: Final = 32
+# The experts of one layer, as llama.cpp names them itself (common.h, LLM_FFN_EXPS_REGEX).
+_EXPERTS: Final = r"blk\.{}\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU"
 # What the library's parameters must read before we set any: a changed layout would set others.
 _KNOWN_DEFAULTS: Final = {"n_batch": 2048, "n_ubatch": 512, "cache_ram_mib": 8192}
 _PORT: Final = "port"
@@ -33,6 +35,9 @@ def main() -> None:
 
 
 def _serve(order: dict[str, Any]) -> Any:
+    if order["folder"]:
+        # A wheel of its own, for a GPU: -I keeps every other folder of the user off the path.
+        sys.path.insert(0, order["folder"])
     import xllamacpp
 
     try:
@@ -74,6 +79,8 @@ def _set_model(params: Any, order: dict[str, Any]) -> None:
 
 def _set_memory(params: Any, order: dict[str, Any]) -> None:
     """Every setting that costs memory, so that none of the engine's own defaults does."""
+    import xllamacpp
+
     params.fit_params = False
     params.n_ctx = order["cells"]
     params.kv_unified = order["kv_unified"]
@@ -88,6 +95,18 @@ def _set_memory(params: Any, order: dict[str, Any]) -> None:
     params.swa_full = False
     params.no_extra_bufts = not order["extra_buffers"]
     params.n_gpu_layers = order["gpu_layers"]
+    if order["cpu_experts"]:
+        params.tensor_buft_overrides = ",".join(
+            _EXPERTS.format(layer) for layer in range(order["cpu_experts"])
+        )
+    kinds = xllamacpp.llama_flash_attn_type
+    params.flash_attn_type = (
+        kinds.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        if order["flash_attention"]
+        else kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    )
+    kv_type = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{order['kv_type'].upper()}")
+    params.cache_type_k = params.cache_type_v = kv_type
     params.cpuparams.n_threads = order["threads"]
     params.cpuparams_batch.n_threads = order["threads_batch"]
 

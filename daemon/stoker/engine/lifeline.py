@@ -44,15 +44,23 @@ def private_stdout() -> TextIO:
     return greeting
 
 
+def tell(stream: TextIO, **fields: object) -> None:
+    """Tell the parent, and close the line. The parent-death signal stays as it is.
+
+    For a process that becomes another program, which has no thread to watch stdin.
+    """
+    stream.write(json.dumps(fields) + "\n")
+    stream.close()
+
+
 def greet(stream: TextIO, **fields: object) -> None:
-    """Tell the parent that the engine listens, and close the line.
+    """Tell the parent that the engine listens, or is about to, and close the line.
 
     From here on the watching thread runs freely and takes over from the parent-death signal,
     because it can end the whole process group: a helper process of the engine would outlive
     a signal that only the worker gets.
     """
-    stream.write(json.dumps(fields) + "\n")
-    stream.close()
+    tell(stream, **fields)
     _set_parent_death_signal(0)
 
 

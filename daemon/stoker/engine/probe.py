@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-import httpx2
 import structlog
 
 from stoker.engine.base import Address
 from stoker.errors import WorkerFailed
+from stoker.late import late
 from stoker.types import FailureKind
+
+if TYPE_CHECKING:
+    import httpx2
+else:
+    httpx2 = late("httpx2")
 
 log = structlog.get_logger(__name__)
 

@@ -70,6 +70,9 @@ class Spawn:
     address: Address
     key: str
     cwd: Path
+    runtime: str = ""
+    engine: str = ""
+    heeds_stdin: bool = True  # False: its program replaces itself by one that never reads stdin
 
 
 def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -131,6 +134,19 @@ class WorkerProcess:
         return self._process.pid
 
     @property
+    def runtime(self) -> str:
+        return self._spawn.runtime
+
+    @property
+    def engine(self) -> str:
+        return self._spawn.engine
+
+    @property
+    def engine_pid(self) -> int:
+        """The process that computes; once greeted. `pid` may be one that only watches it."""
+        return self._engine_pid
+
+    @property
     def address(self) -> Address:
         return self._address
 
@@ -155,14 +171,24 @@ class WorkerProcess:
         except psutil.Error:
             return None
 
+    def cpu_s(self) -> float | None:
+        if self._exit.done():
+            return None
+        try:
+            times = self._usage.cpu_times()
+        except psutil.Error:
+            return None
+        return float(times.user + times.system)
+
     async def greeted(self) -> dict[str, Any] | None:
         """The child's greeting; None when it ended or closed its stdout without one."""
         greeting = await asyncio.shield(asyncio.wrap_future(self._greeting))
         if greeting is not None and isinstance(greeting.get("port"), int):
             self._address = replace(self._address, port=greeting["port"])
-        if sys.platform == "win32" and greeting is not None:
-            # A virtual environment's python.exe there starts the real one and waits for it.
-            self._engine_pid = int(greeting.get("pid", self.pid))
+        if greeting is not None and isinstance(greeting.get("pid"), int):
+            # On Windows a virtual environment's python.exe starts the real one and waits for it;
+            # and a program that reads no stdin has one of ours beside it that does.
+            self._engine_pid = greeting["pid"]
         return greeting
 
     async def wait(self) -> ExitReport:
@@ -180,6 +206,8 @@ class WorkerProcess:
 
     async def _end(self, grace_s: float) -> None:
         self._close_stdin()
+        if not self._spawn.heeds_stdin:
+            self._signal_group("SIGTERM")
         for wait_s, name in ((grace_s, "SIGTERM"), (_TERM_WAIT_S, "SIGKILL")):
             with anyio.move_on_after(wait_s):
                 await self.wait()

@@ -5,20 +5,16 @@ Not imported here: `xllamacpp` itself lives in the worker (`engine.child`) only.
 
 from __future__ import annotations
 
-import secrets
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-import anyio
 import structlog
 
-from stoker import transport
-from stoker.engine.base import Address, Worker
-from stoker.engine.canary import Canary
-from stoker.engine.probe import answers_decode
-from stoker.engine.worker import Spawn, WorkerProcess, launch, remove_stale_sockets
+from stoker.engine.adapter import Adapter
+from stoker.engine.base import Address
+from stoker.engine.worker import Spawn, remove_stale_sockets
 from stoker.errors import RuntimeUnsupported
 from stoker.hardware.assess import missing_flags
 from stoker.hardware.facts import HardwareFacts
@@ -29,52 +25,49 @@ log = structlog.get_logger(__name__)
 
 _DISTRIBUTION: Final = "xllamacpp"
 _COMMAND: Final = (sys.executable, "-I", "-m", "stoker.engine.child")
+ALL_LAYERS: Final = 999  # more than any model has; what a GPU runtime's self-test asks for
 
 
-class XllamacppEngine:
-    """Implements `Engine`. One per daemon: at its start it clears `paths.run` of old sockets."""
+class XllamacppEngine(Adapter):
+    """The built-in wheel, or one for a GPU in a folder of its own."""
 
-    name = "llama.cpp"
+    def __init__(
+        self,
+        paths: Paths,
+        hardware: HardwareFacts,
+        *,
+        runtime: str = "",
+        folder: Path | None = None,
+        build: str = "",
+    ) -> None:
+        """Without a folder it is the built-in one.
 
-    def __init__(self, paths: Paths, hardware: HardwareFacts) -> None:
-        self._paths = paths
-        self._hardware = hardware
-        self._preparing = anyio.Lock()
-        self.runtime = f"{_DISTRIBUTION}-{runtime_version() or 'missing'}"
-        self._canary = Canary(paths.canary, self.runtime, hardware.cpu, self.launch)
-        removed = remove_stale_sockets(paths.run)
+        That one clears `paths.run` of old sockets: make it once per daemon.
+        """
+        self._folder = folder
+        layers = 0 if folder is None else ALL_LAYERS
+        super().__init__(
+            paths, hardware, runtime or built_in_name(), build=build, gpu_layers=layers
+        )
+        removed = remove_stale_sockets(paths.run) if folder is None else 0
         if removed:
             log.info("stale_sockets_removed", count=removed)
 
-    async def prepare(self, model: Path) -> bool:
-        self._check_supported()
-        async with self._preparing:
-            return await self._canary.needs_safe_mode(model, self._hardware.effective_cpus)
-
-    async def launch(self, plan: LaunchPlan, *, timeout_s: float) -> Worker:
-        self._check_supported()
-        key = secrets.token_urlsafe(32)
-        socket = None
-        if not transport.over_tcp():
-            socket = self._paths.run / f"w-{secrets.token_hex(8)}.sock"
-        spawn = Spawn(
+    def spawn(self, plan: LaunchPlan, socket: Path | None, key: str) -> Spawn:
+        folder = str(self._folder) if self._folder else None
+        return Spawn(
             command=_COMMAND,
-            order=order(plan, socket, key),
+            order={**order(plan, socket, key), "folder": folder},
             address=Address(socket=socket),
             key=key,
             cwd=self._paths.worker_cwd,
+            runtime=self.runtime,
+            engine=self.name,
         )
 
-        async def ready(worker: WorkerProcess) -> None:
-            await answers_decode(
-                worker.address, worker.key, embedding=plan.embedding, pooling=plan.pooling
-            )
-
-        return await launch(spawn, ready, timeout_s=timeout_s)
-
-    def _check_supported(self) -> None:
+    def check_supported(self) -> None:
         """The wheel's code dies of an illegal instruction on a CPU below its baseline."""
-        if runtime_version() is None:
+        if self._folder is None and runtime_version() is None:
             msg = "The built-in engine (the Python package xllamacpp) is not installed."
             raise RuntimeUnsupported(
                 msg, hint="Install Stoker again; no wheel may fit this system."
@@ -83,6 +76,11 @@ class XllamacppEngine:
         if missing:
             msg = f"This CPU lacks {', '.join(missing)}, which the built-in engine needs."
             raise RuntimeUnsupported(msg, missing=list(missing))
+
+
+def built_in_name() -> str:
+    """Name of the built-in runtime."""
+    return f"{_DISTRIBUTION}-{runtime_version() or 'missing'}"
 
 
 def runtime_version() -> str | None:
@@ -116,4 +114,7 @@ def order(plan: LaunchPlan, socket: Path | None, key: str) -> dict[str, object]:
         "pooling": plan.pooling,
         "extra_buffers": plan.extra_buffers,
         "gpu_layers": plan.gpu_layers,
+        "cpu_experts": plan.cpu_experts,
+        "flash_attention": plan.flash_attention,
+        "kv_type": plan.kv_type,
     }

@@ -45,6 +45,10 @@ class Announcer:
                 loop = asyncio.get_running_loop()
                 self._due[model] = loop.call_later(TRAFFIC_S, self._publish, model)
 
+    def tell(self, model: ModelId) -> None:
+        """Publish it as it is now, although it stands where it stood."""
+        self._publish(model)
+
     def close(self) -> None:
         """Nothing is told any more."""
         for timer in self._due.values():

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import anyio
-import psutil
 
 from stoker.engine.base import Worker
 from stoker.engine.upstream import Upstream
@@ -43,6 +42,8 @@ class Running:
     rate: TokenRate = field(default_factory=TokenRate)
     vigil: Vigil = field(default_factory=Vigil)
     asked: bool = False  # we stopped it
+    leases: int = 0  # who uses this very worker
+    retired: bool = False  # another one took over: it stops when its last lease ends
 
     @property
     def resident_bytes(self) -> int:
@@ -52,17 +53,12 @@ class Running:
     @property
     def promised_bytes(self) -> int:
         """What it may still take: the weights' page cache, and what it has not touched yet."""
-        need = self.plan.memory
-        taken = min(self.worker.resident_bytes() or 0, need.anonymous_bytes)
-        return need.total_bytes - taken
+        return self.plan.memory.total_bytes - self.taken_bytes
 
-    def cpu_s(self) -> float | None:
-        """Processor time that the worker has used; None when it cannot be read."""
-        try:
-            times = psutil.Process(self.worker.pid).cpu_times()
-        except psutil.Error:
-            return None
-        return float(times.user + times.system)
+    @property
+    def taken_bytes(self) -> int:
+        """What other programs would have if it went, weights in the page cache left out."""
+        return min(self.worker.resident_bytes() or 0, self.plan.memory.anonymous_bytes)
 
 
 @dataclass(slots=True)
@@ -82,8 +78,6 @@ def model_view(
     running: Running | None,
     now: float,
     *,
-    engine: str,
-    runtime: str,
     load_s: float | None,
 ) -> ModelView:
     expires = standing.keep_alive_s >= 0 and standing.state is ModelState.READY
@@ -105,8 +99,8 @@ def model_view(
     )
     return view.model_copy(
         update={
-            "engine": engine,
-            "runtime": runtime,
+            "engine": running.worker.engine,
+            "runtime": running.worker.runtime,
             "pid": running.worker.pid,
             "context": running.plan.context,
             "parallel": running.plan.parallel,

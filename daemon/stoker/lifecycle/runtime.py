@@ -32,18 +32,21 @@ from stoker.errors import (
 from stoker.events import EventBus
 from stoker.hardware.facts import HardwareFacts
 from stoker.lifecycle.announce import Announcer
+from stoker.lifecycle.busy import Busy
 from stoker.lifecycle.effects import Abort, Effect, Grant, Plan, Reject, Start, Stop
 from stoker.lifecycle.last_served import LastServed
+from stoker.lifecycle.planning import Known, Means, digest_of
 from stoker.lifecycle.running import Lease, model_view
 from stoker.lifecycle.scheduler import Scheduler
 from stoker.lifecycle.tickets import Answer, Tickets
 from stoker.lifecycle.tracked import Purpose
-from stoker.lifecycle.workers import Means, Workers
+from stoker.lifecycle.workers import Workers
 from stoker.metrics import Metrics
 from stoker.schemas import FreedView, ModelView
 from stoker.settings import Settings
 from stoker.store.store import Store
-from stoker.types import Capability, ModelId, ModelState
+from stoker.tuning.launch import LaunchPlan
+from stoker.types import Capability, Digest, ModelId, ModelState
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +58,7 @@ _WANTED: Final = frozenset((ModelState.QUEUED, ModelState.LOADING, ModelState.RE
 class Lifecycle:
     """Loads, serves and unloads models. Made once; used from the event loop's thread only."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what `planning.Means` holds, and three more; all by name
         self,
         *,
         store: Store,
@@ -65,24 +68,24 @@ class Lifecycle:
         bus: EventBus,
         metrics: Metrics,
         last_served: Path,
+        known: Known | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._engine = engine
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
         self._scheduler = Scheduler(
             max_queue=settings.max_queue, keep_alive_s=settings.keep_alive_s
         )
-        means = Means(store, engine, hardware, settings, bus, metrics)
+        means = Means(store, engine, hardware, settings, bus, metrics, known)
         self._workers = Workers(means, self._scheduler, self._dispatch, clock)
         self._tickets = Tickets()
         self._last = LastServed(last_served, self._workers.start)
         self._announcer = Announcer(bus, self.view)
         self._changed = anyio.Event()
-        self._last_busy = clock()
-        self._was_busy = False
+        self._busy = Busy(clock)
+        self.on_busy = self._busy.watch
         self._ending = False
 
     # --- life --------------------------------------------------------------------------------
@@ -115,13 +118,8 @@ class Lifecycle:
         Called every five seconds by a job.
         """
         self._dispatch(self._scheduler.on_tick(self._clock()))
-        for model, running in self._workers.all():
-            resident = running.worker.resident_bytes() or 0
-            self._metrics.worker_resident_bytes.labels(str(model)).set(resident)
-            requests = self._scheduler.standing(model).in_flight
-            if running.vigil.has_hung(running.cpu_s(), requests, running.rate.total):
-                log.warning("worker_hung", model=str(model), pid=running.worker.pid)
-                self._dispatch(self._scheduler.on_hung(model, self._clock()))
+        for model in self._workers.inspect():
+            self._dispatch(self._scheduler.on_hung(model, self._clock()))
 
     # --- on and off --------------------------------------------------------------------------
 
@@ -194,6 +192,7 @@ class Lifecycle:
         if running is None:  # it died in the moment between the grant and now
             raise WorkerLost(f"the engine of {model} was lost before the request", sent=False)
         self._last.remember(model)
+        running.leases += 1
         try:
             yield Lease(
                 model,
@@ -205,12 +204,14 @@ class Lifecycle:
         except WorkerLost:
             # Nobody else is sent there. A moment for the exit to be noticed, so that it is
             # known as a crash; a worker that lives on is stopped when the others are done.
-            suspect = self._scheduler.on_suspect(model, grant.generation, self._clock())
-            self._dispatch(suspect)
+            if self._workers.get(model) is running:
+                suspect = self._scheduler.on_suspect(model, grant.generation, self._clock())
+                self._dispatch(suspect)
             with anyio.move_on_after(_NOTICE_S):
                 await running.worker.wait()
             raise
         finally:
+            self._workers.release(running)
             released = self._scheduler.on_released(model, grant.generation, self._clock())
             self._dispatch(released)
 
@@ -234,6 +235,21 @@ class Lifecycle:
         async with self._lease(model, None, purpose) as lease:
             self._scheduler.keep(lease.model, keep_alive_s=keep_alive_s)
         return lease.model
+
+    async def renew(self, model: ModelId) -> bool:
+        """Replace the worker of a ready model by one with the plan of now, without a gap.
+
+        The new one starts beside the old one and takes over when it is ready; the old one serves
+        what it began, then stops. False, and the old one stays, when nothing would change, when
+        both do not fit in the memory, or when the new one fails.
+        """
+        with anyio.move_on_after(self._settings.load_timeout_s):
+            await self._until(lambda: not self._workers.loading)
+        ready = self._scheduler.standing(model).state is ModelState.READY
+        renewed = ready and not self._workers.loading and await self._workers.renew(model)
+        if renewed:
+            self._announcer.tell(model)
+        return renewed
 
     async def free(self) -> FreedView:
         """Unload all models that are idle and not pinned; return when their workers are gone.
@@ -325,8 +341,6 @@ class Lifecycle:
             self._scheduler.standing(model),
             self._workers.get(model),
             self._clock(),
-            engine=self._engine.name,
-            runtime=self._engine.runtime,
             load_s=self._workers.load_s.get(model),
         )
 
@@ -341,7 +355,16 @@ class Lifecycle:
 
     def idle_s(self) -> float:
         """How long nothing has run, waited or been loaded; 0 while something does."""
-        return max(0.0, self._clock() - self._last_busy) if not self._was_busy else 0.0
+        return self._busy.idle_s
+
+    def plan_of(self, model: ModelId) -> LaunchPlan | None:
+        """The plan of its worker; None when it is not ready."""
+        running = self._workers.get(model)
+        return None if running is None else running.plan
+
+    def digest_of(self, model: ModelId) -> Digest:
+        """Names the content of a stored model. Raises UnknownModel."""
+        return digest_of(self._store.find(str(model)))
 
     # --- effects -----------------------------------------------------------------------------
 
@@ -360,7 +383,7 @@ class Lifecycle:
                     self._workers.abort()
                 case Stop():
                     self._workers.stop(effect.model)
-        self._workers.settle()
+        self._workers.forget_job()
         self._announce()
 
     def _announce(self) -> None:
@@ -368,10 +391,7 @@ class Lifecycle:
         queued, in_flight = self._scheduler.queued, self._scheduler.in_flight
         self._metrics.queue.set(queued)
         self._metrics.in_flight.set(in_flight)
-        busy = bool(in_flight or queued or self._workers.loading)
-        if busy or self._was_busy:
-            self._last_busy = self._clock()
-        self._was_busy = busy
+        self._busy.set(busy=bool(in_flight or queued or self._workers.loading))
         for model in self._scheduler.known():
             self._announcer.look(model, self._scheduler.standing(model))
         self._changed.set()

@@ -162,6 +162,12 @@ class Scheduler:
         self._done_with_current()
         return self._advance(now)
 
+    def on_renewed(self, model: ModelId, size_bytes: int, places: int, now: float) -> list[Effect]:
+        """Another worker took over; requests on the one before count until they are released."""
+        one = self._model(model)
+        one.size_bytes, one.places = size_bytes, max(1, places)
+        return self._advance(now)
+
     def on_failed(
         self, model: ModelId, error: StokerError, now: float, *, back_off: bool = True
     ) -> list[Effect]:
@@ -306,11 +312,8 @@ class Scheduler:
     def _note_failure(
         self, one: Tracked, error: StokerError, now: float, *, back_off: bool = True
     ) -> None:
-        one.state = ModelState.FAILED
-        one.error = error
         wait_s = _BACKOFF_S[min(one.failures, len(_BACKOFF_S) - 1)] if back_off else 0.0
-        one.failures += back_off
-        one.retry_at = now + wait_s
+        one.fail(error, now + wait_s, counts=back_off)
 
     def _done_with_current(self) -> None:
         self._current = None

@@ -88,6 +88,13 @@ class Tracked:
             state, self.in_flight, len(self.waiters), self.last_used, self.keep_alive_s, error
         )
 
+    def fail(self, error: StokerError, retry_at: float, *, counts: bool) -> None:
+        """It could not be loaded, or crashed; until then nobody else tries."""
+        self.state = ModelState.FAILED
+        self.error = error
+        self.failures += counts
+        self.retry_at = retry_at
+
     def next_waiter(self) -> Waiter | None:
         """Taken out of the queue: who needs no place first, then as they came."""
         if self.state is not ModelState.READY:

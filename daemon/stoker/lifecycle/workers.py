@@ -7,31 +7,26 @@ Tells the scheduler what came of each. Not for: who waits for a model (`runtime`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final
 
 import anyio
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
-from anyio.to_thread import run_sync
 
-from stoker.engine.base import Engine
 from stoker.engine.upstream import Upstream
 from stoker.engine.worker import failure
 from stoker.errors import BlobDamaged, CapacityError, InternalError, StokerError, WorkerTimeout
-from stoker.events import EventBus
-from stoker.hardware.facts import HardwareFacts
-from stoker.lifecycle import loading
 from stoker.lifecycle.effects import Effect, Plan
 from stoker.lifecycle.eviction import Choice
+from stoker.lifecycle.loading import Loadable
+from stoker.lifecycle.planning import Means, look
+from stoker.lifecycle.renewal import Renewals
 from stoker.lifecycle.running import Job, Running
 from stoker.lifecycle.scheduler import Scheduler
-from stoker.metrics import Metrics
 from stoker.schemas import StoreChanged
-from stoker.settings import Settings
-from stoker.store.store import Store
 from stoker.tuning.launch import LaunchPlan
-from stoker.types import ModelId
+from stoker.types import ModelId, ModelState
 
 log = structlog.get_logger(__name__)
 
@@ -40,18 +35,6 @@ _FORCED_GRACE_S: Final = 0.5
 # Requests given to a worker beyond its slots: short ones (tokenize) need no slot, and a slot that
 # falls free is filled at once. The engine has that many HTTP threads to spare.
 _EXTRA_PLACES: Final = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What a load takes."""
-
-    store: Store
-    engine: Engine
-    hardware: Callable[[], HardwareFacts]
-    settings: Settings
-    bus: EventBus
-    metrics: Metrics
 
 
 class Workers:
@@ -73,7 +56,10 @@ class Workers:
         self._clock = clock
         self._tasks: TaskGroup | None = None
         self._running: dict[ModelId, Running] = {}
+        self._retired: list[tuple[ModelId, Running]] = []  # others took over from these
         self._job: Job | None = None
+        self._renewals = Renewals(means, self)
+        self.renew = self._renewals.renew
         self.load_s: dict[ModelId, float] = {}  # how long each model's last good load took
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -86,10 +72,11 @@ class Workers:
         finally:
             self._tasks = None
             with anyio.CancelScope(shield=True):
-                for running in tuple(self._running.values()):
+                for _, running in self.all():
                     await self._stop_worker(running, _FORCED_GRACE_S)
                     running.upstream.close()
                 self._running.clear()
+                self._retired.clear()
 
     @property
     def active(self) -> bool:
@@ -107,7 +94,14 @@ class Workers:
         return self._running.get(model)
 
     def all(self) -> tuple[tuple[ModelId, Running], ...]:
-        return tuple(self._running.items())
+        """Every worker, those included that only serve what they began."""
+        return (*self._running.items(), *self._retired)
+
+    @property
+    def promised_bytes(self) -> int:
+        """What workers may still take of the memory that looks free."""
+        loaded = sum(running.promised_bytes for _, running in self.all())
+        return loaded + self._renewals.promised_bytes
 
     @property
     def loading(self) -> bool:
@@ -115,12 +109,32 @@ class Workers:
 
     @property
     def none_left(self) -> bool:
-        return not self._running and self._job is None
+        return not self.all() and self._job is None and not self._renewals.active
 
     def is_gone(self, model: ModelId) -> bool:
         """Neither loaded nor being loaded."""
         loading_it = self._job is not None and self._job.model == model
-        return model not in self._running and not loading_it
+        coming = loading_it or self._renewals.concerns(model)
+        return not coming and all(name != model for name, _ in self.all())
+
+    def inspect(self) -> tuple[ModelId, ...]:
+        """Look at every worker; the models whose worker has hung.
+
+        One that another took over from, and that hangs, is stopped here.
+        """
+        hung = []
+        for model, running in self.all():
+            worker = running.worker
+            if not running.retired:
+                resident = worker.resident_bytes() or 0
+                self._means.metrics.worker_resident_bytes.labels(str(model)).set(resident)
+            if running.vigil.has_hung(worker.cpu_s(), running.leases, running.rate.total):
+                log.warning("worker_hung", model=str(model), pid=worker.pid)
+                if running.retired:
+                    self._end(running)
+                else:
+                    hung.append(model)
+        return tuple(hung)
 
     # --- orders ------------------------------------------------------------------------------
 
@@ -140,12 +154,23 @@ class Workers:
             self._job.scope.cancel()
 
     def stop(self, model: ModelId) -> None:
-        running = self._running.get(model)
-        if running is not None:
+        self._renewals.cancel(model)
+        for name, running in self.all():
+            if name == model:
+                self._end(running)
+
+    def release(self, running: Running) -> None:
+        """A lease on it has ended: a retired one stops with its last."""
+        running.leases -= 1
+        if running.retired and not running.leases:
+            self._end(running)
+
+    def _end(self, running: Running) -> None:
+        if not running.asked:
             running.asked = True
             self.start(self._stop_worker, running, _STOP_GRACE_S)
 
-    def settle(self) -> None:
+    def forget_job(self) -> None:
         """After an order: forget a load that nobody waits for and of which nothing was running."""
         if self._job is not None and self._scheduler.current != self._job.model:
             self._job = None
@@ -177,19 +202,9 @@ class Workers:
         self._aborted(job)
 
     async def _plan(self, job: Job, effect: Plan) -> Choice[LaunchPlan]:
-        means = self._means
-        job.loadable = await run_sync(
-            loading.examine, means.store, job.model, abandon_on_cancel=True
-        )
-        safe_mode = await means.engine.prepare(job.loadable.path)
-        hardware = await run_sync(means.hardware, abandon_on_cancel=True)
-        return loading.plan_load(
-            job.loadable,
-            hardware,
-            loading.wishes(means.settings, safe_mode=safe_mode),
-            promised_bytes=sum(one.promised_bytes for one in self._running.values()),
-            candidates=effect.candidates,
-        )
+        basis = await look(self._means, job.model)
+        job.loadable = basis.loadable
+        return basis.choose(promised_bytes=self.promised_bytes, candidates=effect.candidates)
 
     async def _do_launch(self, job: Job) -> None:
         with job.scope:
@@ -211,10 +226,39 @@ class Workers:
     async def _launch(self, job: Job) -> Running:
         if job.plan is None or job.loadable is None:
             raise InternalError("a launch without a plan")
+        return await self.start_worker(job.loadable, job.plan)
+
+    async def start_worker(self, loadable: Loadable, plan: LaunchPlan) -> Running:
+        """A worker that is ready, and nobody's yet. Raises as `Engine.launch` does."""
         timeout_s = self._means.settings.load_timeout_s
-        worker = await self._means.engine.launch(job.plan, timeout_s=timeout_s)
-        upstream = Upstream(worker.address, worker.key)
-        return Running(job.loadable.manifest, job.plan, worker, upstream)
+        worker = await self._means.engine.launch(plan, timeout_s=timeout_s)
+        plan = replace(plan, runtime=worker.runtime)
+        return Running(loadable.manifest, plan, worker, Upstream(worker.address, worker.key))
+
+    def take_over(self, model: ModelId, old: Running, new: Running) -> bool:
+        """Send new requests to the new worker; False when the old one serves no more."""
+        ready = self._scheduler.standing(model).state is ModelState.READY
+        if self._running.get(model) is not old or old.asked or not ready or not self.active:
+            return False
+        new.rate = old.rate
+        old.retired = True
+        self._running[model] = new
+        self._retired.append((model, old))
+        self.start(self._watch, model, new)
+        self._means.metrics.loads.labels("renewed").inc()
+        log.info(
+            "model_renewed",
+            model=str(model),
+            pid=new.worker.pid,
+            runtime=new.worker.runtime,
+            still_on_the_old=old.leases,
+        )
+        if not old.leases:
+            self._end(old)
+        size = new.plan.memory.total_bytes
+        places = new.plan.parallel + _EXTRA_PLACES
+        self._dispatch(self._scheduler.on_renewed(model, size, places, self._clock()))
+        return True
 
     def _ready(self, job: Job, running: Running) -> None:
         self._job = None
@@ -253,8 +297,6 @@ class Workers:
         """Notice the worker's end, whoever caused it."""
         report = await running.worker.wait()
         running.upstream.close()
-        self._running.pop(model, None)
-        self._means.metrics.worker_resident_bytes.remove(str(model))
         error = None if running.asked or report.asked else failure(report)
         log.info(
             "worker_ended",
@@ -263,7 +305,18 @@ class Workers:
             kind=report.kind and report.kind.value,
             returncode=report.returncode,
         )
+        if self._running.get(model) is not running:
+            self._retired.remove((model, running))
+            self.settle()
+            return
+        del self._running[model]
+        self._renewals.cancel(model)
+        self._means.metrics.worker_resident_bytes.remove(str(model))
         self._dispatch(self._scheduler.on_exited(model, error, self._clock()))
+
+    def settle(self) -> None:
+        """Something ended that the scheduler does not know of: wake those who wait for it."""
+        self._dispatch(())
 
     async def _stop_worker(self, running: Running, grace_s: float) -> None:
         try:

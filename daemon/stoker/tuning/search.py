@@ -182,7 +182,7 @@ class Search:
                         group, unseen = unseen[:_BLOCK], unseen[_BLOCK:]
                         yield from self._look(group)
                         continue
-                    candidates = self._best(-_WORTH)
+                    candidates = self._best(-max(_WORTH, 2 * self._noise.sd(0)))
                     if not candidates:
                         return
                 yield from self._contest(candidates)

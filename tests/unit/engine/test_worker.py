@@ -53,7 +53,7 @@ def test_the_order_leaves_no_setting_to_the_engine() -> None:
     told = order(plan, Path("/run/w.sock"), "key")
 
     for name in plan.__slots__:
-        if name not in {"model_path", "mmproj_path", "memory", "reasons"}:
+        if name not in {"model_path", "mmproj_path", "memory", "reasons", "runtime", "profile"}:
             assert told[name] == getattr(plan, name)
     assert told["model"] == "/m.gguf"
     assert told["socket"] == "/run/w.sock"

@@ -1,0 +1,161 @@
+"""Another worker for a ready model, without a gap: for a better runtime or better settings.
+
+The new one starts beside the old one, when both fit. Once it answered, new requests go to it; the
+old one serves what it began and stops after its last request. Whatever goes wrong before that
+moment leaves the old one as it is. Not for: loads that somebody waits for (`workers`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+import anyio
+import structlog
+
+from stoker.errors import MemoryShort, StokerError
+from stoker.lifecycle.loading import Loadable
+from stoker.lifecycle.planning import Basis, Means, look
+from stoker.lifecycle.running import Running
+from stoker.tuning.launch import LaunchPlan, MemoryNeed
+from stoker.types import ModelId
+
+log = structlog.get_logger(__name__)
+
+_STOP_GRACE_S: Final = 0.5  # for a worker that nobody ever used
+_NOTHING: Final = MemoryNeed(0, 0, 0, 0, 0, 0)
+
+
+class Host(Protocol):
+    """Who owns the workers."""
+
+    @property
+    def active(self) -> bool: ...
+
+    @property
+    def promised_bytes(self) -> int: ...
+
+    def get(self, model: ModelId) -> Running | None: ...
+
+    def start(self, task: Callable[..., object], *args: object) -> None: ...
+
+    async def start_worker(self, loadable: Loadable, plan: LaunchPlan) -> Running: ...
+
+    def take_over(self, model: ModelId, old: Running, new: Running) -> bool: ...
+
+    def settle(self) -> None: ...
+
+
+@dataclass(slots=True)
+class _Renewal:
+    model: ModelId
+    old: Running
+    done: asyncio.Future[bool]
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    plan: LaunchPlan | None = None
+
+
+class Renewals:
+    """One at a time, because two would both count on the same free memory."""
+
+    def __init__(self, means: Means, host: Host) -> None:
+        self._means = means
+        self._host = host
+        self._turn = anyio.Lock()
+        self._now: _Renewal | None = None
+
+    @property
+    def promised_bytes(self) -> int:
+        """What a worker takes that is on its way."""
+        plan = self._now.plan if self._now is not None else None
+        return plan.memory.anonymous_bytes if plan is not None else 0
+
+    def concerns(self, model: ModelId) -> bool:
+        return self._now is not None and self._now.model == model
+
+    @property
+    def active(self) -> bool:
+        return self._now is not None
+
+    def cancel(self, model: ModelId) -> None:
+        """The model leaves, or its worker is gone: nothing is left to replace."""
+        if self._now is not None and self._now.model == model:
+            self._now.scope.cancel()
+
+    async def renew(self, model: ModelId) -> bool:
+        """Whether another worker serves the model now."""
+        async with self._turn:
+            old = self._host.get(model)
+            if old is None or old.asked or not self._host.active:
+                return False
+            one = _Renewal(model, old, asyncio.get_running_loop().create_future())
+            self._now = one
+            self._host.start(self._carry_out, one)
+            try:
+                return await asyncio.shield(one.done)
+            except asyncio.CancelledError:
+                one.scope.cancel()
+                with anyio.CancelScope(shield=True):  # a worker that starts is ended in seconds
+                    await one.done
+                raise
+
+    async def _carry_out(self, one: _Renewal) -> None:
+        renewed = False
+        try:
+            with one.scope:
+                renewed = await self._replace(one)
+        except MemoryShort as error:
+            log.info("renewal_does_not_fit", model=str(one.model), reason=error.message)
+        except StokerError as error:
+            log.warning(
+                "renewal_failed", model=str(one.model), code=error.code, reason=error.message
+            )
+        except Exception:  # task boundary: a bug must not end the daemon
+            log.exception("renewal_crashed", model=str(one.model))
+        finally:
+            self._now = None
+            one.done.set_result(renewed)
+            self._host.settle()
+
+    async def _replace(self, one: _Renewal) -> bool:
+        basis = await look(self._means, one.model)
+        one.plan = plan_beside(basis, one.old, self._host.promised_bytes)
+        if one.plan is None:
+            return False
+        new = await self._host.start_worker(basis.loadable, one.plan)
+        if not one.scope.cancel_called and self._host.take_over(one.model, one.old, new):
+            return True
+        with anyio.CancelScope(shield=True):
+            await new.worker.stop(_STOP_GRACE_S)
+        new.upstream.close()
+        return False
+
+
+def plan_beside(basis: Basis, old: Running, promised_bytes: int) -> LaunchPlan | None:
+    """The plan of now, as if the old worker had gone; None when it changes nothing.
+
+    Pure. Raises MemoryShort when it does not fit beside the old worker.
+    """
+    gone = promised_bytes - old.promised_bytes - old.taken_bytes
+    plan = basis.choose(promised_bytes=gone).plan
+    if plan.context < old.plan.context:  # a conversation that fits today must fit tomorrow
+        plan = basis.choose(promised_bytes=gone, context=old.plan.context).plan
+    if settings_of(plan) == settings_of(replace(old.plan, runtime=old.worker.runtime)):
+        return None
+    same_file = plan.model_path == old.plan.model_path  # then both map the same pages
+    beside = promised_bytes - (old.plan.memory.weights_bytes if same_file else 0)
+    room = basis.choose(
+        promised_bytes=beside, context=plan.context, parallel=plan.parallel
+    ).plan.memory.anonymous_bytes
+    need = plan.memory.anonymous_bytes
+    if room < need:
+        message = f"{plan.model_id} needs {need} bytes beside its present worker, and {room} fit"
+        raise MemoryShort(message, needed_bytes=need, available_bytes=room)
+    return plan
+
+
+def settings_of(plan: LaunchPlan) -> LaunchPlan:
+    """The plan without what follows the free memory of the moment, to compare two of them."""
+    return replace(plan, context=0, cells=0, cache_ram_mib=0, memory=_NOTHING, reasons=())

@@ -1,0 +1,155 @@
+"""Is a new runtime faster than the one that serves? Measured, on this machine, in turns.
+
+Both libraries are open at once and measure the same trial one after the other, several rounds, so
+that whatever else the machine does meets both. A request pauses both at once; what it interrupted
+is measured again. Under a load that never ends they measure all the same, after some patience.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import statistics
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from stoker.engine.lab import Lab, LabInterrupted, Library, open_lab
+from stoker.tuning.launch import Speeds, Trial
+
+ROUNDS: Final = 5  # medians of fewer follow a single disturbance
+LEAST_GAIN: Final = 1.03  # below it the difference is noise, and a change is not worth its risk
+LEAST_SPEED: Final = 0.98  # no harm: not one of the three may fall below this
+_PATIENCE_S: Final = 90.0  # for idle moments, in all
+_PROMPT: Final = 256  # tokens
+_GENERATE: Final = 24
+_STREAMS: Final = 4
+_UBATCH: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A runtime's library and how its workers would use it."""
+
+    library: Library
+    extra_buffers: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The new one against the old one; above 1 is faster."""
+
+    speedup: float  # geometric mean of the three
+    worst: float  # of the three
+    new: Speeds
+    old: Speeds
+
+    @property
+    def faster(self) -> bool:
+        return self.speedup > LEAST_GAIN and self.worst >= LEAST_SPEED
+
+
+Compare = Callable[[Contender, Contender, Path], Awaitable[Comparison]]
+
+
+def judge(new: Sequence[Speeds], old: Sequence[Speeds]) -> Comparison:
+    """Medians against medians. Pure."""
+    ours, theirs = _median(new), _median(old)
+    ratios = [
+        ours.prefill_tokens_per_s / theirs.prefill_tokens_per_s,
+        ours.decode_tokens_per_s / theirs.decode_tokens_per_s,
+        ours.batch_tokens_per_s / theirs.batch_tokens_per_s,
+    ]
+    return Comparison(math.prod(ratios) ** (1 / len(ratios)), min(ratios), ours, theirs)
+
+
+def _median(speeds: Sequence[Speeds]) -> Speeds:
+    return Speeds(
+        statistics.median(one.prefill_tokens_per_s for one in speeds),
+        statistics.median(one.decode_tokens_per_s for one in speeds),
+        statistics.median(one.batch_tokens_per_s for one in speeds),
+    )
+
+
+class Bench:
+    """Measures two libraries while nobody needs the machine. One per daemon."""
+
+    def __init__(self, cwd: Path, threads: int, patience_s: float = _PATIENCE_S) -> None:
+        self._cwd = cwd
+        self._threads = threads
+        self._patience_s = patience_s
+        self._labs: tuple[Lab, ...] = ()
+        self._idle = anyio.Event()
+        self._idle.set()
+        self._patient = True
+
+    def on_busy(self, busy: bool) -> None:  # noqa: FBT001  # `Lifecycle.on_busy` calls it so
+        """A request came, or the last one has ended. At once, from the event loop."""
+        if busy:
+            self._idle = anyio.Event()
+        else:
+            self._idle.set()
+        for lab in self._labs if self._patient else ():
+            if busy:
+                lab.pause()
+            else:
+                lab.resume()
+
+    async def compare(self, new: Contender, old: Contender, model: Path) -> Comparison:
+        """Raises LabFailed when one of the two cannot be measured."""
+        async with AsyncExitStack() as stack:
+            labs = []
+            for one in (new, old):
+                lab = await stack.enter_async_context(open_lab(one.library, cwd=self._cwd))
+                await lab.load(model, extra_buffers=one.extra_buffers)
+                labs.append(lab)
+            self._labs, self._patient = tuple(labs), True
+            try:
+                return await self._rounds(new, old)
+            finally:
+                self._labs = ()
+
+    async def _rounds(self, new: Contender, old: Contender) -> Comparison:
+        results: tuple[list[Speeds], list[Speeds]] = ([], [])
+        impatience = asyncio.create_task(self._lose_patience())
+        try:
+            for round_number in range(ROUNDS):
+                turns = list(zip(self._labs, (new, old), results, strict=True))
+                if round_number % 2:  # whoever comes second meets a warmer processor
+                    turns.reverse()
+                for lab, one, found in turns:
+                    found.append(await self._measure(lab, one))
+        finally:
+            impatience.cancel()
+        return judge(*results)
+
+    async def _measure(self, lab: Lab, one: Contender) -> Speeds:
+        trial = Trial(
+            runtime=one.library.runtime,
+            threads=self._threads,
+            threads_batch=self._threads,
+            ubatch=_UBATCH,
+            flash_attention=True,
+            extra_buffers=one.extra_buffers,
+        )
+        while True:
+            if self._patient:
+                await self._idle.wait()
+            try:
+                return await lab.measure(
+                    trial, prompt=_PROMPT, generate=_GENERATE, streams=_STREAMS
+                )
+            except LabInterrupted:
+                continue
+
+    async def _lose_patience(self) -> None:
+        """It is never idle here: then both are measured beside the requests, behind them."""
+        await anyio.sleep(self._patience_s)
+        self._patient = False
+        self._idle.set()
+        for lab in self._labs:
+            lab.resume()
