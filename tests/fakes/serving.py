@@ -193,10 +193,7 @@ async def _running(
         server=server,
         started_at=0,
         request_stop=lambda: None,
-        profiles=nothing,
-        runtimes=nothing,
-        tuner=nothing,
-        planner=nothing,
+        **dict.fromkeys(("profiles", "runtimes", "tuner", "planner"), nothing),
     )
     async with anyio.create_task_group() as tasks:
         await tasks.start(lifecycle.run)

@@ -20,7 +20,7 @@ from stoker import paths
 from stoker.errors import BuildFailed, CompilerMissing, DiskFull, SourceOffline, StokerError
 from stoker.hardware.facts import CompilerFacts, GpuFacts, HardwareFacts
 from stoker.paths import Paths
-from stoker.runtimes import build, install, manifest, pip, running
+from stoker.runtimes import build, install, manifest, pip, running, tidy
 from stoker.runtimes.pins import Native, Pins, Tool, Wheels
 from stoker.settings import Settings
 from tests.fakes.hardware import BASELINE, machine
@@ -413,7 +413,7 @@ async def test_a_killed_daemon_takes_its_compilers_along(world: World) -> None:
 
     await until(lambda: not world.processes())
     assert [name.startswith(".partial-") for name in world.left()] == [True]
-    assert install.sweep(world.places) == 1
+    assert tidy.sweep(world.places) == 1
     assert world.left() == []
 
 

@@ -1,7 +1,7 @@
 """Install a runtime: in a folder of its own, whole or not at all.
 
 Everything is made below ``.partial-…`` beside the runtimes; the last step is one rename. What a
-killed daemon left there is removed by `sweep` at the next start.
+killed daemon left there is removed by `tidy.sweep` at the next start.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from stoker.store import disk
 
 log = structlog.get_logger(__name__)
 
-PARTIAL: Final = ".partial-"
 _COMPILED: Final = frozenset({"native", "metal"})
 _MOST_OF_A_NAME: Final = 99  # installs of the same thing side by side
 
@@ -72,15 +71,6 @@ async def install(  # all by name
             )
         progress(0.99, "putting it in place")
         return await anyio.to_thread.run_sync(_place, made, runtime, places.runtimes)
-
-
-def sweep(places: Paths) -> int:
-    """Remove what killed installs left; for a daemon that holds the home's lock. How many."""
-    removed = 0
-    for folder in places.runtimes.glob(f"{PARTIAL}*"):
-        shutil.rmtree(folder, ignore_errors=True)
-        removed += not folder.exists()
-    return removed
 
 
 async def _compiled(
@@ -141,7 +131,7 @@ def _check_room(folder: Path, needed: int) -> None:
 @asynccontextmanager
 async def _workshop(places: Paths) -> AsyncIterator[Path]:
     """A folder that is gone afterwards, however the block ends."""
-    folder = places.runtimes / f"{PARTIAL}{secrets.token_hex(6)}"
+    folder = places.runtimes / f"{tidy.PARTIAL}{secrets.token_hex(6)}"
     with disk.wrapped("install a runtime", folder):
         try:
             disk.make_folder(folder)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 import structlog
@@ -32,13 +32,12 @@ from stoker.errors import (
 )
 from stoker.events import EventBus
 from stoker.hardware.facts import HardwareFacts
+from stoker.late import late
 from stoker.paths import Paths
-from stoker.runtimes import install as installing
-from stoker.runtimes import registry, views
+from stoker.runtimes import registry, tidy, views
 from stoker.runtimes.compare import Bench, Compare
 from stoker.runtimes.front import Front
 from stoker.runtimes.manifest import Runtime
-from stoker.runtimes.offers import Offer, offered
 from stoker.runtimes.shelf import Item, Make, Shelf
 from stoker.runtimes.trial import Tester
 from stoker.runtimes.views import Job
@@ -48,6 +47,13 @@ from stoker.settings import Settings
 from stoker.store import disk
 from stoker.store.store import Store
 from stoker.types import ModelId, ModelState
+
+if TYPE_CHECKING:
+    from stoker.runtimes import install as installing
+    from stoker.runtimes import offers
+else:
+    installing = late("stoker.runtimes.install")
+    offers = late("stoker.runtimes.offers")
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +83,7 @@ class Runtimes:
         bus: EventBus,
         store: Store,
         *,
-        install: Install = installing.install,
+        install: Install | None = None,
         make: Make = registry.adapter,
         compare: Compare | None = None,
     ) -> None:
@@ -115,7 +121,7 @@ class Runtimes:
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Own every install and test until cancelled."""
-        await run_sync(installing.sweep, self._places)
+        await run_sync(tidy.sweep, self._places)
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
@@ -138,9 +144,9 @@ class Runtimes:
         """Where its functions are; None when it cannot be measured."""
         return registry.library(self._shelf.find(runtime).runtime)
 
-    def offers(self, hardware: HardwareFacts) -> tuple[Offer, ...]:
+    def offers(self, hardware: HardwareFacts) -> tuple[offers.Offer, ...]:
         """What could be installed for this machine."""
-        return offered(hardware, [item.runtime for item in self._shelf.items()])
+        return offers.offered(hardware, [item.runtime for item in self._shelf.items()])
 
     def needs_safe_mode(self, model: Path, runtime: str) -> bool:
         """What the self-test found, if there was one; runs none. Blocking."""
@@ -260,7 +266,7 @@ class Runtimes:
             self._tell_job(job)
 
         async def work() -> None:
-            runtime = await self._install(
+            runtime = await (self._install or installing.install)(
                 job.kind,
                 places=self._places,
                 hardware=self._hardware,
@@ -407,7 +413,7 @@ class Runtimes:
 
 def _delete(folder: Path) -> None:
     """First out of sight, in one step, so that a crash leaves no half of it."""
-    hidden = folder.with_name(f"{installing.PARTIAL}{token_hex(6)}")
+    hidden = folder.with_name(f"{tidy.PARTIAL}{token_hex(6)}")
     with disk.wrapped("remove a runtime", folder):
         folder.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)

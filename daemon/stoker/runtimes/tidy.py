@@ -1,4 +1,7 @@
-"""Make a runtime's folder out of what pip installed: keep what runs, drop what only built it."""
+"""Make a runtime's folder out of what pip installed: keep what runs, drop what only built it.
+
+And take away what an install that was killed left behind.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from stoker.paths import Paths
 from stoker.store import disk
 
+PARTIAL: Final = ".partial-"  # how the names begin of what is not whole yet
 _PROGRAMS: Final = frozenset({"llama-server", "llama-bench"})
 _FOLDERS: Final = frozenset({"bin", "lib", "llama_cpp"})
 _NOT_LIBRARIES: Final = frozenset({"cmake", "pkgconfig"})
@@ -96,3 +101,12 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def sweep(places: Paths) -> int:
+    """Remove what killed installs left; for a daemon that holds the home's lock. How many."""
+    removed = 0
+    for folder in places.runtimes.glob(f"{PARTIAL}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+        removed += not folder.exists()
+    return removed

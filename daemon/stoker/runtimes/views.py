@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from stoker.errors import RuntimeRejected, StokerError
 from stoker.hardware.facts import HardwareFacts
+from stoker.late import late
 from stoker.runtimes.manifest import Kind, Runtime
-from stoker.runtimes.offers import offered
 from stoker.runtimes.shelf import Item, Shelf
 from stoker.schemas import ErrorView, RuntimesView, RuntimeView
+
+if TYPE_CHECKING:
+    from stoker.runtimes import offers
+else:
+    offers = late("stoker.runtimes.offers")
 
 _UNTESTED: Final = "not tested yet: it is when a model is stored"
 
@@ -104,7 +109,7 @@ def offer_views(
     running = job.kind if job is not None and job.active else None
     return [
         RuntimeView(name=offer.kind, kind=offer.kind, state="offered", note=offer.why)
-        for offer in offered(hardware, installed)
+        for offer in offers.offered(hardware, installed)
         if offer.kind != running
     ]
 

@@ -9,7 +9,7 @@ import pytest
 
 from stoker import paths
 from stoker.errors import InternalError, RuntimeUnsupported
-from stoker.runtimes import install
+from stoker.runtimes import install, tidy
 from stoker.runtimes.pins import parse, pins
 from stoker.settings import Settings
 from tests.fakes.hardware import machine
@@ -49,11 +49,11 @@ def test_a_damaged_catalogue_is_our_own_fault(text: str) -> None:
 
 def test_the_sweep_takes_only_what_killed_installs_left(tmp_path: Path) -> None:
     places = paths.from_environment({"STOKER_HOME": str(tmp_path)})
-    assert install.sweep(places) == 0
+    assert tidy.sweep(places) == 0
     for name in (".partial-0123", ".partial-4567", "a-runtime"):
         (places.runtimes / name / "deep").mkdir(parents=True)
 
-    assert install.sweep(places) == 2
+    assert tidy.sweep(places) == 2
     assert [path.name for path in places.runtimes.iterdir()] == ["a-runtime"]
 
 
