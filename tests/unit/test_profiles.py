@@ -4,7 +4,6 @@ import copy
 import json
 import threading
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +249,7 @@ TUNED = "models.0.tuned.0"
         (f"{TUNED}.speeds.decode_tokens_per_s", float("nan")),
         (f"{TUNED}.at", "yesterday"),
         (f"{TUNED}.at", "2026-01-02T03:04:05"),
-        (f"{TUNED}.at", (datetime.now(UTC) + timedelta(days=9)).isoformat()),
+        (f"{TUNED}.at", "9999-01-01T00:00:00+00:00"),  # not measured yet
         (f"{TUNED}.complete", None),
         ("models.0.tuned", [{}] * 17),
     ],
