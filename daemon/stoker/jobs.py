@@ -25,13 +25,15 @@ from apscheduler.triggers.interval import IntervalTrigger
 from stoker import __version__, updates
 from stoker.errors import StokerError
 from stoker.events import EventBus
-from stoker.hardware import probe
+from stoker.hardware import measure, probe
 from stoker.history import History, Kind, Run
 from stoker.lifecycle.runtime import Lifecycle
+from stoker.paths import Paths
 from stoker.pull.puller import Puller
 from stoker.schemas import ResourcesSampled
 from stoker.settings import Settings
 from stoker.store.store import Store
+from stoker.tuner import Tuner
 from stoker.verification import Verifier
 
 log = structlog.get_logger(__name__)
@@ -40,6 +42,7 @@ DAY_S: Final = 24 * 3600.0
 QUARANTINE_DAYS: Final = 30  # long enough to look at what failed, short enough for the disk
 ORPHAN_DAYS: Final = 7  # as long as an unfinished download is kept
 SCRUB_IDLE_S: Final = 300.0  # nobody comes back within a breath
+MEASURE_IDLE_S: Final = 20.0  # before a tuning begins, which would be in the way
 SCRUB_LOOK_S: Final = 1.0  # how fast a scrub makes room for a person
 UPDATES: Final = "updates"  # its rows in the history say when it asked last
 UPDATE_REST_S: Final = 20 * 3600.0  # at most once a day, however often the daemon starts
@@ -52,6 +55,8 @@ class JobServices(Protocol):
     @property
     def settings(self) -> Settings: ...
     @property
+    def paths(self) -> Paths: ...
+    @property
     def store(self) -> Store: ...
     @property
     def puller(self) -> Puller: ...
@@ -61,6 +66,8 @@ class JobServices(Protocol):
     def bus(self) -> EventBus: ...
     @property
     def history(self) -> History: ...
+    @property
+    def tuner(self) -> Tuner: ...
     def found_update(self, version: str | None) -> None: ...
 
 
@@ -85,6 +92,11 @@ class Job:
 def may_scrub(*, idle_s: float, on_battery: bool, pulls: int) -> bool:
     """Whether hashing disturbs nobody: no request for a while, mains power, no download."""
     return idle_s >= SCRUB_IDLE_S and not on_battery and pulls == 0
+
+
+def may_measure(*, idle_s: float, on_battery: bool) -> bool:
+    """Whether a second of full speed disturbs nobody, and says what the machine can do."""
+    return idle_s >= MEASURE_IDLE_S and not on_battery
 
 
 def cutoff(now: datetime, days: float) -> datetime:
@@ -202,10 +214,30 @@ async def look_for_update(services: JobServices) -> str | None:
     return f"{found} is there" if found else "nothing newer"
 
 
-# The two that run often share their moments: one wake-up of the process, not two.
+async def measure_hardware(services: JobServices) -> str | None:
+    """How fast memory and the disk are, once for each machine and its limits; a second of work."""
+    if not may_measure(idle_s=services.lifecycle.idle_s(), on_battery=_on_battery()):
+        return None
+    facts = await anyio.to_thread.run_sync(probe.probe)
+    kept = await anyio.to_thread.run_sync(measure.known, services.paths, facts)
+    if kept is not None and kept.undisturbed:
+        return None
+    found = await anyio.to_thread.run_sync(measure.measure_once, services.paths, facts)
+    speed = found.bandwidth_bytes_per_s
+    return None if speed is None or found == kept else f"memory: {speed / 1e9:.1f} GB/s"
+
+
+async def tune(services: JobServices) -> str | None:
+    """Look whether a model's best settings should be measured now; the tuner does the work."""
+    return await services.tuner.tick(pulls=services.puller.active)
+
+
+# Those that run often share their moments: one wake-up of the process, not three.
 JOBS: Final = (
     Job("keep_alive", 5, 5, expire_idle_models),
     Job("resources", 5, 5, sample_resources),
+    Job("tune", 5, 60, tune),
+    Job("hardware", 600, 60, measure_hardware, first_s=90),
     Job("scrub", 600, 4 * 3600, scrub),
     Job("partials", DAY_S, 600, drop_partials, first_s=300),
     Job("orphans", DAY_S, 600, prune_orphans, first_s=300),

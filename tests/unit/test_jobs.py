@@ -16,6 +16,7 @@ from stoker import jobs, updates
 from stoker.events import EventBus
 from stoker.history import History, Kind, Run
 from stoker.jobs import JOBS, Job, Jobs, JobServices, cutoff, last_answer, may_scrub
+from stoker.paths import Paths, from_environment
 from stoker.schemas import ResourcesSampled
 from stoker.settings import Settings
 from tests.fakes.releases import Releases, release
@@ -57,12 +58,25 @@ class Calls:
 
 
 @dataclass
+class FakeTuner:
+    """Begins something whenever no pull runs."""
+
+    pulls: list[int] = field(default_factory=list)
+
+    async def tick(self, *, pulls: int) -> str | None:
+        self.pulls.append(pulls)
+        return None if pulls else "starter: begins"
+
+
+@dataclass
 class Parts:
     history: History
     calls: Calls = field(default_factory=Calls)
     bus: EventBus = field(default_factory=EventBus)
     settings: Settings = field(default_factory=Settings)
     versions: list[str | None] = field(default_factory=list)
+    tuner: FakeTuner = field(default_factory=FakeTuner)
+    paths: Paths | None = None
 
     def found_update(self, version: str | None) -> None:
         self.versions.append(version)
@@ -322,6 +336,37 @@ async def test_no_scrub_while_somebody_works(parts: Parts) -> None:
 
     assert await jobs.scrub(parts.services()) is None
     assert parts.calls.asked == []
+
+
+@pytest.mark.anyio
+async def test_tuning_hears_of_pulls_and_tells_what_it_began(parts: Parts) -> None:
+    began = await jobs.tune(parts.services())
+    parts.calls.active = 2
+    nothing = await jobs.tune(parts.services())
+
+    assert (began, nothing) == ("starter: begins", None)
+    assert parts.tuner.pulls == [0, 2]
+
+
+@pytest.mark.anyio
+async def test_the_machine_is_measured_once(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not while somebody works, nor on battery."""
+    parts.paths = from_environment({"STOKER_HOME": str(tmp_path)})
+    parts.paths.create()
+    parts.calls.idle = 5.0
+    assert await jobs.measure_hardware(parts.services()) is None
+    parts.calls.idle = 60.0
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "_on_battery", lambda: True)
+        assert await jobs.measure_hardware(parts.services()) is None
+    assert not parts.paths.measured_hardware.exists()
+
+    told = await jobs.measure_hardware(parts.services())
+
+    assert told is None or told.endswith("GB/s")  # a busy machine may tell nothing plausible
+    assert parts.paths.measured_hardware.exists()
 
 
 # --- the update check ------------------------------------------------------------------------

@@ -13,6 +13,7 @@ IDLE_S: Final = 30.0  # a person who reads an answer asks the next question with
 RESUME_S: Final = 2.0  # after a request; a client that sends several leaves shorter gaps
 GIVE_UP_S: Final = 60.0  # of requests; a lab's memory is better used by others then
 FAILED_REST_S: Final = 24 * 3600.0  # what failed is not tried again by itself before that
+BUSY_REST_S: Final = 3600.0  # the same when only the machine was not steady enough
 RETUNE_REST_S: Final = 24 * 3600.0  # what was measured is measured anew at most that often
 
 _OTHERS_CPU: Final = 0.2  # an open desktop uses less; whatever uses more spoils measurements

@@ -249,7 +249,9 @@ class Tuner:
         job = self._jobs.get(model)
         if job is None or job.ended_at is None or job.state not in {"failed", "cancelled"}:
             return False
-        return self._clock() - job.ended_at < policy.FAILED_REST_S
+        busy = isinstance(job.error, MachineBusy)
+        rest_s = policy.BUSY_REST_S if busy else policy.FAILED_REST_S
+        return self._clock() - job.ended_at < rest_s
 
     def _tuned(self, model: Digest, hardware: HardwareFacts) -> Tuned | None:
         tuned = self._profiles.tuned(model, hardware, self._settings.profile)
@@ -369,8 +371,12 @@ class Tuner:
         if search is None or basis is None or search.failed or not search.measured:
             raise LabFailed("the settings in use could not be measured")
         result = search.result()
-        if not result.complete and result.trials == 1:
-            raise LabFailed("nothing could be compared in the time; the computer may be busy")
+        if not result.compared and not result.complete:
+            raise MachineBusy(
+                f"Nothing about {job.model} could be compared: the computer's speed changed all"
+                " the time, or it may be busy.",
+                hint="Close other programs and run `stoker tune` with the model's name.",
+            )
         tuned = Tuned(
             key=basis.key,
             profile=job.profile,

@@ -70,6 +70,7 @@ class Result:
     baseline: Speeds
     trials: int  # settings tried
     runs: int  # measurements made
+    compared: int  # of the settings tried, those that say something: the machine stood still
     seconds: float
     complete: bool  # every coordinate was looked at
 
@@ -95,7 +96,8 @@ class Search:
         self._before: list[tuple[Trial, Ratio]] = []  # incumbents that were replaced
         self._anchor: Ratio | None = None  # the incumbent's last measurement
         self._runs: dict[Trial, list[Speeds]] = {}
-        self._settled: set[Trial] = set()  # compared, for better or worse
+        self._compared: set[Trial] = set()  # at least once
+        self._settled: set[Trial] = set()  # proven, for better or worse
         self._banned: set[Trial] = set()
         self._banned_runtimes: set[str] = set()
         self._forecast = Forecast(space, baseline)
@@ -157,6 +159,7 @@ class Search:
             baseline=Speeds(*usual),
             trials=len(self._runs.keys() | self._banned),
             runs=self._count,
+            compared=len(self._compared),
             seconds=self.spent_s,
             complete=self._complete,
         )
@@ -172,15 +175,15 @@ class Search:
 
     def _improve(self) -> _Step:
         """Look at single values, prove what is promising, until nothing is left of either."""
-        unseen = list(self._single_changes())
+        singles = tuple(self._single_changes())
         while True:
+            unseen = [t for t in singles if t not in self._compared and self._may(t)]
             self._complete = not unseen
             looking = unseen and self.spent_s < _LOOK_SHARE * self._budget_s
             with suppress(_Lost):
                 if looking or not (candidates := self._best(_PROMISING)):
                     if unseen:
-                        group, unseen = unseen[:_BLOCK], unseen[_BLOCK:]
-                        yield from self._look(group)
+                        yield from self._look(unseen[:_BLOCK])
                         continue
                     candidates = self._best(-max(_WORTH, 2 * self._noise.sd(0)))
                     if not candidates:
@@ -196,9 +199,6 @@ class Search:
 
     def _look(self, trials: Sequence[Trial]) -> _Step:
         """One comparison each, for the forecast. They may still be put to the proof."""
-        trials = [trial for trial in trials if self._may(trial)]
-        if not trials:
-            return
         if self._over(len(trials) + 1):
             raise _Ended
         yield from self._compare(trials)
@@ -312,6 +312,7 @@ class Search:
             trial: _minus(logs, _between(before, after, place / parts))
             for trial, (place, logs) in found.items()
         }
+        self._compared |= compared.keys()
         for trial, ratio in compared.items():
             self._forecast.learn(trial, self._incumbent, ratio[1:])
         return compared

@@ -314,6 +314,19 @@ def test_on_a_machine_that_is_never_steady_it_gives_up() -> None:
 
     assert count < 100
     assert search.result().best == baseline_of(TWO_CPUS)
+    assert not search.result().complete
+
+
+def test_what_was_thrown_away_was_not_looked_at() -> None:
+    """A machine on which the first three blocks drift apart: nothing is known, nothing complete."""
+    search = Search.start(TWO_CPUS, baseline_of(TWO_CPUS), "chat", 3600)
+    slower = 1.0
+    while (trial := search.next()) is not None:
+        slower *= 0.9
+        search.tell(trial, Speeds(*(x * slower for x in figures(BASE))), RUN_S)
+
+    result = search.result()
+    assert (result.compared, result.complete) == (0, False)
 
 
 def test_a_clear_loser_is_measured_once() -> None:
