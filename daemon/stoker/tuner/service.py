@@ -58,6 +58,7 @@ log = structlog.get_logger(__name__)
 _CANCEL_S: Final = 40.0  # until a cancelled search has left the machine
 _LOOK_S: Final = 1.0  # how fast a search begins after a build
 _LOADS: Final = frozenset((ModelState.QUEUED, ModelState.LOADING))
+_LOOK_AGAIN_S: Final = 60.0  # a quota or the power may have changed; a slow model been noticed
 _BUILDING: Final = frozenset(("installing", "testing"))
 
 
@@ -97,6 +98,7 @@ class Tuner:
         self._session: Session | None = None
         self._tasks: TaskGroup | None = None
         self._live = LiveSpeeds(clock)
+        self._nothing_due: tuple[frozenset[ModelId], float] = frozenset(), 0.0  # when last looked
         self._surveyor = Surveyor(store, profiles, runtimes.library, opener, places.worker_cwd)
         self._starting = Starting(store, lifecycle, runtimes, profiles, settings, hardware)
         lifecycle.on_busy(self._on_busy)
@@ -129,13 +131,12 @@ class Tuner:
             return None
         self._start_surveys()
         waiting = any(job.state == "waiting" for job in self._jobs.values())
-        if waiting or self._session is not None:
-            return None
-        if not self._settings.tune or self._lifecycle.idle_s() < policy.IDLE_S:
+        if waiting or self._session is not None or not self._may_be_due():
             return None
         self._facts = hardware = await run_sync(self._hardware)
         due = self._due(hardware)
         if due is None:
+            self._nothing_due = self._loaded(), self._clock()
             return None
         job = self._jobs.get(due.id)
         why = policy.why_not(
@@ -222,6 +223,18 @@ class Tuner:
         return await self._surveyor.survey(manifest, runtime, hardware, self._settings)
 
     # --- what is due -------------------------------------------------------------------------
+
+    def _loaded(self) -> frozenset[ModelId]:
+        states = self._lifecycle.states()
+        return frozenset(model for model, state in states.items() if state is ModelState.READY)
+
+    def _may_be_due(self) -> bool:
+        """Whether it is worth a look at the machine, which costs more than all else here."""
+        if not self._settings.tune or self._lifecycle.idle_s() < policy.IDLE_S:
+            return False
+        loaded = self._loaded()
+        before, at = self._nothing_due
+        return bool(loaded) and (loaded != before or self._clock() - at >= _LOOK_AGAIN_S)
 
     def _due(self, hardware: HardwareFacts) -> Manifest | None:
         """The next model to measure by itself: loaded, and never measured like this."""
