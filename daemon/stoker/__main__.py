@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from stoker.cli import main
+from stoker.entry import main
 
 if __name__ == "__main__":
     sys.exit(main())

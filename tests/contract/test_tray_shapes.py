@@ -6,6 +6,7 @@ import dataclasses
 import json
 import types
 import typing
+from datetime import UTC
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from unittest.mock import MagicMock
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, TypeAdapter
+from pydantic import AwareDatetime, BaseModel, TypeAdapter
 
 from stoker import schemas
 from stoker.api.services import Services
@@ -89,7 +90,7 @@ def test_every_event_is_handled() -> None:
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
-PLAIN = {str: texts, float: numbers}
+PLAIN = {str: texts, float: numbers, AwareDatetime: st.datetimes(timezones=st.just(UTC))}
 
 
 def _any(schema: type[BaseModel]) -> st.SearchStrategy[Any]:

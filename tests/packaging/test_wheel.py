@@ -69,7 +69,7 @@ def test_the_command_is_installed(wheel: zipfile.ZipFile) -> None:
     points = ConfigParser()
     points.read_string(_metadata(wheel, "entry_points.txt"))
 
-    assert points["console_scripts"]["stoker"] == "stoker.cli:main"
+    assert points["console_scripts"]["stoker"] == "stoker.entry:main"
 
 
 def test_the_licence_travels_with_the_wheel(wheel: zipfile.ZipFile) -> None:

@@ -214,6 +214,12 @@ def _left(state: State, event: Mapping[str, Any]) -> State:
     return State.disconnected(state)
 
 
+def _not_shown(state: State, event: Mapping[str, Any]) -> State:
+    """What the tray knows of, and has no place for."""
+    _ = event
+    return state
+
+
 _CHANGES: Final[Mapping[str, Callable[[State, Mapping[str, Any]], State]]] = {
     "pull": _with_pull,
     "resources": _with_resources,
@@ -221,6 +227,8 @@ _CHANGES: Final[Mapping[str, Callable[[State, Mapping[str, Any]], State]]] = {
     "server": _with_server,
     "daemon": _with_daemon,
     "goodbye": _left,
+    "runtime": _not_shown,
+    "tune": _not_shown,
 }
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import TextIO
 
 import typer
 
@@ -31,6 +30,7 @@ from stoker.cli import (
     settings,
     tune,
 )
+from stoker.entry import have_streams
 
 __all__ = ["app", "main"]
 
@@ -78,20 +78,10 @@ def _program(
     _ = version, debug  # both take effect elsewhere: in the callback, and in `main`
 
 
-def _have_streams() -> None:
-    """Under pythonw.exe, at login on Windows, there are none; nobody reads what is said there."""
-    sys.stdout = sys.stdout or _nowhere()
-    sys.stderr = sys.stderr or _nowhere()
-
-
-def _nowhere() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123  # no path; never closed
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; whatever happens, no traceback to the user."""
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    _have_streams()
+    have_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 is no reason to fail

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -31,13 +30,9 @@ def serve(
 
     `stoker start` runs it in the background; a service manager runs this.
     """
-    if sys.stdout is not None and sys.stdout.isatty():  # a windowed Python has none
-        print("Stoker is serving; Ctrl-C stops it.")
-    # structlog would import it for coloured tracebacks, which a log file has no use for: 5 MB.
-    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # None means: not there
-    from stoker.serve import main
+    from stoker.entry import run_daemon
 
-    main(log_to_stderr=log_to_stderr)
+    run_daemon(log_to_stderr=log_to_stderr)
 
 
 def start(
