@@ -109,7 +109,8 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
     if isinstance(hint, type) and issubclass(hint, BaseModel):
         return st.deferred(lambda: _any(hint))
     if origin is dict:
-        return st.dictionaries(texts, texts | numbers, max_size=2)
+        values = texts | numbers if inner[1] is object else _values(inner[1])
+        return st.dictionaries(texts, values, max_size=2)
     return PLAIN[hint] if hint in PLAIN else st.from_type(hint)
 
 
