@@ -28,6 +28,7 @@ from stoker_tray.words import (
 
 MOST_ROWS: Final = 25  # fits a laptop's screen without scrolling
 MODELS_FIRST: Final = 12
+OFFERS: Final = 10  # the best ones; `stoker recommend` shows all
 PULLS_FIRST: Final = 3  # that run at once, or need a person; with all else one screen
 MESSAGE: Final = 50  # characters of a foreign message beside a name
 _PROBLEM: Final = 110
@@ -145,7 +146,7 @@ def fitting(state: State) -> tuple[Offer, ...]:
 
 
 def offers_row(state: State) -> Row | None:
-    pairs = [(offer.name, _offer_row(offer)) for offer in fitting(state)]
+    pairs = [(offer.name, _offer_row(offer)) for offer in fitting(state)[:OFFERS]]
     if not pairs:
         return None
     return Row("add", "Add model", children=grouped(pairs, "add"))

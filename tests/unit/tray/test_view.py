@@ -422,6 +422,15 @@ def test_what_is_stored_or_on_its_way_is_not_offered() -> None:
     assert asked == [Command(Verb.PULL, "c"), Command(Verb.PULL, "e")]
 
 
+def test_only_the_best_of_the_catalogue_are_offered() -> None:
+    """A menu is no place to read forty lines; the first ones are the best."""
+    state = connected(model("a"), offers=tuple(offer(f"m{n}") for n in range(40)))
+
+    asked = [one.command for one in row(face(state, 0), "add").children]
+
+    assert asked == [Command(Verb.PULL, f"m{n}") for n in range(10)]
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
