@@ -37,7 +37,7 @@ _MOST_POINTS: Final = 1000
 _CLOCKS: Final = timedelta(days=1)  # by which two machines' clocks may differ
 _MOST: Final = 1 << 53  # what JSON can carry exactly
 
-_Count = Annotated[int, Field(ge=1, le=1 << 20)]
+_Count = Annotated[int, Field(ge=1, le=1 << 31)]  # some models were trained for ten million
 _Bytes = Annotated[int, Field(ge=0, le=_MOST)]
 _Speed = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 _RuntimeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,95}$")]

@@ -48,7 +48,7 @@ _USE_WORDS: Final[dict[Use, str]] = {
     "chat": "chats",
     "coding": "programming",
     "vision": "pictures",
-    "embedding": "vectors",
+    "embedding": "searching by meaning",
     "rerank": "sorting search results",
     "speech": "speech",
 }

@@ -39,6 +39,11 @@ def test_a_quick_bench_measures_everything(daemon: Daemon) -> None:
     assert page["p50_s"] > 0.9 * 512 / max(report["prefill"][0]["runs"])
 
 
+def _heeds_interrupts() -> None:
+    """Also where whoever runs the tests ignores them, as a shell's background jobs do."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_it_and_the_model_is_free_again(daemon: Daemon) -> None:
     """Within seconds, with what was measured, and no answer goes on behind its back."""
     command = [sys.executable, "-I", "-m", "stoker", "bench", "starter", "--json"]
@@ -49,6 +54,7 @@ def test_ctrl_c_ends_it_and_the_model_is_free_again(daemon: Daemon) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_heeds_interrupts,  # noqa: PLW1509  # no threads hold locks in this process
     )
     try:
         deadline = time.monotonic() + 60

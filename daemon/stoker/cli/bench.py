@@ -9,7 +9,8 @@ import typer
 
 from stoker import errors
 from stoker.cli import boundary, connection, progress
-from stoker.cli.output import print_json, table
+from stoker.cli.fitting import fitted, wrapped
+from stoker.cli.output import print_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +99,9 @@ def _ready(client: StokerClient, model: str) -> tuple[ModelView, str, list[str]]
     remarks = []
     if status.resources.cpu_percent > _BUSY_PERCENT:
         percent = f"{status.resources.cpu_percent:.0f} %"
-        remarks.append(f"other programs used {percent} of the processor; it can do better alone")
+        remarks.append(
+            f"other programs used {percent} of the processor; alone, the model may be faster"
+        )
     if any(one.in_flight for one in status.models):
         remarks.append("Stoker was answering other programs at the same time")
     with progress.waiting(f"Loading {stored.id} …"):
@@ -142,14 +145,17 @@ def _json(view: ModelView, task: Task, results: Results) -> dict[str, Any]:
 
 def _text(view: ModelView, task: Task, results: Results) -> str:
     head = f"{view.id} on {view.runtime or view.engine or 'its engine'}:"
-    about = f"context {task.context} tokens, up to {task.parallel} answers at once"
-    lines = [f"{head} {about}", "", table(("WHAT", "RESULT", "IN OTHER WORDS"), _rows(results))]
-    lines += ["", "A token is about three quarters of a word; 500 tokens are a page."]
+    about = f"context {task.context:,} tokens, up to {task.parallel} answers at once"
+    rows = _rows(results)
+    lines = [*wrapped(f"{head} {about}"), "", fitted(("WHAT", "RESULT", "IN OTHER WORDS"), rows)]
+    lines += ["", *wrapped("A token is about three quarters of a word; 500 tokens are a page.")]
     if results.decode:
         one = results.decode[0]
         share = min(1.0, one.seen_tokens_per_s / one.tokens_per_s) * _PERCENT
-        lines.append(f"A program sees {share:.1f} % of the writing speed that the engine counts.")
-    lines += [f"note: {remark}" for remark in results.remarks]
+        text = f"A program sees {share:.1f} % of the writing speed that the engine counts."
+        lines += wrapped(text)
+    for remark in results.remarks:
+        lines += wrapped(f"note: {remark}", "      ")
     return "\n".join(lines)
 
 
@@ -182,11 +188,15 @@ def _rows(results: Results) -> list[tuple[str, str, str]]:
         (
             f"{one.streams} at the same time" if one.streams > 1 else "one at a time",
             _speed(one.tokens_per_s),
-            f"all together; each begins after {_seconds(one.first_p50_s)}",
+            f"{_together(one.streams)} after {_seconds(one.first_p50_s)}",
         )
         for one in results.streams
     ]
     return rows
+
+
+def _together(streams: int) -> str:
+    return "all together; each begins" if streams > 1 else "it begins"
 
 
 def _after(depth: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 import string
 import threading
@@ -18,6 +19,8 @@ from stoker.cli.completion import wire_error
 
 _CONNECT_S: Final = 5.0
 _SILENCE_S: Final = 900.0  # a long prompt on a slow machine is read for minutes before a token
+_LEAST_FIGURE: Final = 1e-9  # of the engine's timings: zero of anything was not measured
+_MOST_FIGURE: Final = 1e12
 _LEAST_WORDS: Final = 16  # different tokens in a prompt; a vocabulary with fewer is none
 
 
@@ -75,7 +78,8 @@ class Endpoint:
         words = " ".join(map("".join, itertools.product(string.ascii_lowercase, repeat=2)))
         url = f"{self.base_url.removesuffix('/v1')}/tokenize"
         found = self._json(url, {"model": self.model, "content": words}).get("tokens")
-        tokens = {one for one in found or () if isinstance(one, int)}
+        listed = found if isinstance(found, list) else ()
+        tokens = {one for one in listed if isinstance(one, int) and not isinstance(one, bool)}
         if len(tokens) < _LEAST_WORDS:
             msg = f"{self.model} knows too few words to be measured"
             raise errors.StokerError(msg)
@@ -148,26 +152,36 @@ class _Clock:
         if event.get("choices"):
             self._last = time.monotonic()
             self._first = self._first or self._last
-        self._timings = event.get("timings") or self._timings
+        timings = event.get("timings")
+        if isinstance(timings, dict):
+            self._timings = timings
 
     def timed(self) -> Timed:
         """Raises WorkerLost when the answer has no figures."""
-        figures = self._timings
-        if self._first is None or not figures.get("predicted_n"):
+        if self._first is None or not self._timings:
             raise errors.WorkerLost("the answer came without the engine's timings")
         # The engine's clock for writing starts with the first token, so it timed one less.
-        written = int(figures["predicted_n"])
-        writing_s = float(figures["predicted_ms"]) / 1000
+        written = int(self._figure("predicted_n"))
+        writing_s = self._figure("predicted_ms") / 1000
         seen_s = self._last - self._first
         return Timed(
-            prompt_tokens=int(figures["prompt_n"]),
+            prompt_tokens=int(self._figure("prompt_n", least=0)),
             written=written,
-            prefill_tokens_per_s=float(figures["prompt_per_second"]),
+            prefill_tokens_per_s=self._figure("prompt_per_second"),
             decode_tokens_per_s=(written - 1) / writing_s if written > 1 else None,
             first_s=self._first - self._started,
             total_s=self._last - self._started,
             seen_tokens_per_s=(written - 1) / seen_s if written > 1 and seen_s > 0 else None,
         )
+
+    def _figure(self, name: str, least: float = _LEAST_FIGURE) -> float:
+        """One of the engine's numbers. Raises WorkerLost for what cannot be one."""
+        value = self._timings.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            value = math.nan
+        if not least <= value <= _MOST_FIGURE:  # nan is not
+            raise errors.WorkerLost(f"the engine's timings make no sense: {name} is {value}")
+        return float(value)
 
 
 def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:

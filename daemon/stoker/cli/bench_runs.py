@@ -162,6 +162,9 @@ class Bench:
             runs.append(self._endpoint.complete(prompt, tokens, remember=bool(number)))
         speeds = [one.decode_tokens_per_s for one in runs if one.decode_tokens_per_s]
         seen = [one.seen_tokens_per_s for one in runs if one.seen_tokens_per_s]
+        if not speeds or not seen:
+            self.results.remarks.append(f"depth {depth} left out: the engine wrote one token only")
+            return
         self.results.decode.append(Decode(depth, tokens, median(speeds), median(seen), speeds))
 
     def _reachable(self, depth: int, tokens: int) -> bool:
@@ -190,7 +193,7 @@ class Bench:
         wall_s = max(one.total_s for one in runs)
         written = sum(one.written for one in runs)
         first = median(one.first_s for one in runs)
-        self.results.streams.append(Streams(count, tokens, written / wall_s, first))
+        self.results.streams.append(Streams(count, tokens, written / max(wall_s, 1e-9), first))
         if count > self._task.parallel:
             text = f"{count} streams: this model answers {self._task.parallel} at once, others wait"
             self.results.remarks.append(text)

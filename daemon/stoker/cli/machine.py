@@ -11,7 +11,8 @@ import typer
 from stoker import paths
 from stoker.cli import checks
 from stoker.cli.boundary import ExitCode
-from stoker.cli.output import Colour, clean_line, paint, plural, print_json, size, table
+from stoker.cli.fitting import fitted, wrapped
+from stoker.cli.output import Colour, paint, plural, print_json, size
 from stoker.hardware.assess import Finding, reserve_bytes
 
 if TYPE_CHECKING:
@@ -123,25 +124,38 @@ def _look(places: paths.Paths, facts: HardwareFacts) -> tuple[Settings | None, l
 def _print(findings: Sequence[Finding], fitting: Sequence[Entry], cpus: int) -> None:
     width = max(len(finding.topic) for finding in findings)
     for finding in findings:
-        print(f"{_level(finding)}  {finding.topic.ljust(width)}  {clean_line(finding.text)}")
-        if finding.fix:
-            print(f"{' ' * (width + 8)}-> {clean_line(finding.fix)}")
+        _print_finding(finding, width)
     print()
     if not fitting:
         print("No model of the catalogue fits in the memory that is free now.")
         return
-    print("Models that fit in the memory that is free now and are quick here, the best first:")
     rows = [
         (entry.name, size(entry.bytes), size(entry.memory_bytes), entry.summary)
         for entry in fitting[:_SHOWN]
         if entry.is_quick(cpus)
     ]
-    headers = ("MODEL", "DOWNLOAD", "MEMORY", "WHAT IT IS GOOD FOR")
-    print(table(headers, rows, right={"DOWNLOAD", "MEMORY"}))
-    print(f"Get the first with: stoker pull {fitting[0].name}")
+    head = "Models that fit in the memory that is free now and are quick here, the best first:"
+    if rows:
+        headers = ("MODEL", "DOWNLOAD", "MEMORY", "WHAT IT IS GOOD FOR")
+        print("\n".join(wrapped(head)))
+        print(fitted(headers, rows, right={"DOWNLOAD", "MEMORY"}))
+        print(f"Get the first with: stoker pull {rows[0][0]}")
     slow = ", ".join(str(entry.name) for entry in fitting if not entry.is_quick(cpus))
     if slow:
-        print(f"These fit, too, but will be slow on {plural(cpus, 'core')}: {slow}")
+        too = ", too," if rows else ""
+        text = f"These fit{too} but will be slow on {plural(cpus, 'core')}: {slow}"
+        print("\n".join(wrapped(text)))
+
+
+def _print_finding(finding: Finding, width: int) -> None:
+    """Its level and topic, and beside them what was found and what to do."""
+    indent = " " * (width + 8)
+    first, *more = wrapped(f"{indent}{finding.text.strip()}", indent) or [""]
+    print(f"{_level(finding)}  {finding.topic.ljust(width)}  {first.strip()}")
+    if finding.fix:
+        more += wrapped(f"{indent}-> {finding.fix}", f"{indent}   ")
+    for line in more:
+        print(line)
 
 
 def _level(finding: Finding) -> str:

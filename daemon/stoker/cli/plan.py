@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Final, Literal
 
 import typer
 
 from stoker.cli import connection, progress
+from stoker.cli.fitting import wrapped
 from stoker.cli.output import clean_line, paint, pairs, plural, print_json, size
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 Value = str | int | float | bool | None
 Settings = dict[str, Value]
 
-_WIDTH: Final = 96  # columns
 _WORDS_PER_TOKEN: Final = 0.75  # of English, roughly
 _SOURCE: Final = {
     "rule": "a rule",
@@ -100,12 +99,12 @@ def _page(view: PlanView) -> Iterator[str]:
     if view.speed is not None:
         yield ""
         yield paint("Speed", "bold")
-        yield from _wrapped(f"  {_speed(view.speed)}", "  ")
+        yield from wrapped(f"  {_speed(view.speed)}", "  ")
     if view.gains:
         yield ""
         yield paint("What you could gain", "bold")
         for gain in view.gains:
-            yield from _wrapped(f"  - {gain.text}", "    ")
+            yield from wrapped(f"  - {gain.text}", "    ")
             if gain.command:
                 yield f"    {clean_line(gain.command)}"
 
@@ -122,11 +121,11 @@ def _settings(view: PlanView) -> Iterator[str]:
         line = say(view.settings)
         if line is None:
             continue
-        yield clean_line(line)
+        yield from wrapped(line, "  ")
         reason = reasons.get(name)
         if reason is not None:
             why = f"{reason.why} [{_SOURCE[reason.source]}]"
-            yield from (paint(part, "dim") for part in _wrapped(f"    {why}", "    "))
+            yield from (paint(part, "dim") for part in wrapped(f"    {why}", "    "))
 
 
 def _context(settings: Settings) -> str | None:
@@ -161,12 +160,12 @@ def _threads_batch(settings: Settings) -> str | None:
 def _ubatch(settings: Settings) -> str | None:
     if settings.get("embedding"):
         return None
-    return f"Reads prompts in steps of {_number(settings, 'ubatch')} tokens"
+    return f"Reads prompts in steps of {_number(settings, 'ubatch'):,} tokens"
 
 
 def _flash(settings: Settings) -> str | None:
     how = "the fused way (flash attention)" if settings["flash_attention"] else "the plain way"
-    return f"Looks back at a conversation {how}"
+    return f"Looks back at a conversation in {how}"
 
 
 def _gpu_layers(settings: Settings) -> str | None:
@@ -175,12 +174,12 @@ def _gpu_layers(settings: Settings) -> str | None:
         return "Computes on the processor"
     kept = _number(settings, "cpu_experts")
     beside = f"; the experts of {plural(kept, 'layer')} stay with the processor" if kept else ""
-    return f"Computes {plural(layers, 'layer')} on the graphics processor{beside}"
+    return f"Puts up to {plural(layers, 'layer')} on the graphics processor{beside}"
 
 
 def _cache(settings: Settings) -> str | None:
     mib = _number(settings, "cache_ram_mib")
-    return f"Keeps what older conversations have read, up to {mib} MiB" if mib else None
+    return f"Keeps what older conversations have read, up to {size(mib << 20)}" if mib else None
 
 
 def _extra_buffers(settings: Settings) -> str | None:
@@ -217,7 +216,7 @@ def _number(settings: Settings, name: str) -> int:
 
 
 def _memory(memory: PlanMemoryView) -> Iterator[str]:
-    how = "tried out" if memory.label == "calibrated" else _LABEL[memory.label]
+    how = _SOURCE["dry-run"] if memory.label == "calibrated" else _LABEL[memory.label]
     yield paint(f"Memory: {size(memory.total_bytes)} ({how})", "bold")
     rows = [
         ("The model itself", memory.weights_bytes),
@@ -237,7 +236,7 @@ def _memory(memory: PlanMemoryView) -> Iterator[str]:
 
 def _speed(speed: PlanSpeedView) -> str:
     decode = speed.decode_tokens_per_s
-    parts = [f"writes about {_rate(decode)} tokens ({_rate(decode * _WORDS_PER_TOKEN)} words)/s"]
+    parts = [f"writes about {_rate(decode)} tokens/s ({_rate(decode * _WORDS_PER_TOKEN)} words/s)"]
     if speed.prefill_tokens_per_s is not None:
         parts.append(f"reads prompts at about {_rate(speed.prefill_tokens_per_s)} tokens/s")
     if speed.batch_tokens_per_s is not None:
@@ -247,8 +246,3 @@ def _speed(speed: PlanSpeedView) -> str:
 
 def _rate(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}"  # noqa: PLR2004  # two figures
-
-
-def _wrapped(text: str, indent: str) -> list[str]:
-    start = text[: len(text) - len(text.lstrip())]
-    return textwrap.wrap(clean_line(text), _WIDTH, initial_indent=start, subsequent_indent=indent)

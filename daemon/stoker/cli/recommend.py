@@ -9,7 +9,8 @@ import typer
 
 from stoker import errors
 from stoker.cli import connection
-from stoker.cli.output import print_json, size, table
+from stoker.cli.fitting import fitted, wrapped
+from stoker.cli.output import print_json, size
 
 if TYPE_CHECKING:
     from stoker.client import StokerClient
@@ -24,9 +25,11 @@ _OTHERS: Final = {  # in words for a person
     "rerank": "to sort search results",
     "speech": "to understand speech",
 }
-_LEGEND: Final = """\
-DOWNLOAD is what is fetched once; MEMORY is what it needs while it runs; SPEED is how many tokens
-(about three quarters of a word each) it writes per second; people read about 8 in that time."""
+_LEGEND: Final = "DOWNLOAD is what is fetched once; MEMORY is what it needs while it runs"
+_SPEED_LEGEND: Final = (
+    "; SPEED is how many tokens (about three quarters of a word each) it writes per second; people"
+    " read about 8 in that time"
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -76,13 +79,20 @@ def offer(row: RecommendationView) -> str:
 def _report(rows: Sequence[RecommendationView], use: str, *, every: bool) -> str:
     mine = [row for row in rows if row.use == use]
     if not mine:
-        return f"No model {_OTHERS[use]} runs well here. `stoker recommend --all` shows the rest."
+        if every:
+            return f"The catalogue has no model {_OTHERS[use]}."
+        more = f"stoker recommend --use {use} --all"
+        return f"No model {_OTHERS[use]} runs well here. `{more}` shows the rest."
     shown = mine if every else mine[:_SHOWN]
     head = f"Models {_OTHERS[use]}, the best for this machine first:"
-    lines = [head, _table(shown), "", f"{shown[0].title}: {shown[0].why}"]
-    lines += [f"{row.title}: {row.why}" for row in shown[1:] if row.fits] if every else []
-    lines += [_LEGEND, f"Get the first with: {command(shown[0])}"]
-    return "\n".join(lines)
+    lines = [head, _table(shown), ""]
+    for row in [row for row in shown if row.fits] if every else shown[:1]:
+        lines += wrapped(f"{row.title}: {row.why}", "  ")
+    legend = _LEGEND + (_SPEED_LEGEND if any(row.speed is not None for row in shown) else "")
+    verb = "Use" if shown[0].stored else "Get"
+    return "\n".join(
+        [*lines, *wrapped(f"{legend}."), f"{verb} the first with: {command(shown[0])}"]
+    )
 
 
 def _table(rows: Sequence[RecommendationView]) -> str:
@@ -98,7 +108,7 @@ def _table(rows: Sequence[RecommendationView]) -> str:
         for row in rows
     ]
     headers = ("MODEL", "DOWNLOAD", "MEMORY", "SPEED", "LICENCE", "WHAT IT IS")
-    return table(headers, cells, right={"DOWNLOAD", "MEMORY"})
+    return fitted(headers, cells, right={"DOWNLOAD", "MEMORY"})
 
 
 def _print_others(rows: Sequence[RecommendationView]) -> None:
@@ -111,7 +121,7 @@ def _print_others(rows: Sequence[RecommendationView]) -> None:
     ]
     if lines:
         print()
-        print(table(("THE BEST HERE", "MODEL", "DOWNLOAD", "MORE OF THEM"), lines))
+        print(fitted(("THE BEST HERE", "MODEL", "DOWNLOAD", "MORE OF THEM"), lines))
 
 
 def about(row: RecommendationView) -> str:

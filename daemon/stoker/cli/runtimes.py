@@ -14,7 +14,8 @@ import typer
 
 from stoker import errors
 from stoker.cli import boundary, connection, progress
-from stoker.cli.output import clean_line, note, paint, print_json, size, table
+from stoker.cli.fitting import fitted
+from stoker.cli.output import clean_line, note, paint, print_json, size
 
 if TYPE_CHECKING:
     from stoker.client import StokerClient
@@ -108,6 +109,8 @@ def rollback(as_json: bool = _JSON) -> None:
 
 def remove(name: str = _NAME, as_json: bool = _JSON) -> None:
     """Delete a runtime; if it is in use, another one takes over first."""
+    if "/" in name or not name.isprintable():  # no address of the daemon could carry it
+        raise errors.UnknownRuntime(f"there is no runtime {name!r}")
     with connection.daemon() as client, progress.waiting(f"Removing {name} …"):
         view = client.runtime_remove(name)
     print_json(view) if as_json else print(f"{name} is removed.")
@@ -236,11 +239,11 @@ def _listing(view: RuntimesView) -> str:
             _state(one),
             size(one.bytes) if one.bytes else "-",
             f"{one.speedup:.2f}x" if one.speedup else "-",
-            one.note or "",
+            one.error.message if one.error is not None else one.note or "",
         )
         for one in view.runtimes
     ]
-    lines = [table(("name", "state", "size", "speed", "note"), rows, right=("size", "speed"))]
+    lines = [fitted(("NAME", "STATE", "SIZE", "SPEED", "NOTE"), rows, right=("SIZE", "SPEED"))]
     offers = [one.kind for one in view.runtimes if one.state == "offered"]
     if offers:
         lines.append(f"\nInstall one with: stoker runtime install {offers[0]}")
@@ -256,6 +259,8 @@ def _state(view: RuntimeView) -> str:
         return f"{view.state}, {100 * (view.progress or 0):.0f} %"
     if view.current:
         return "in use"
+    if view.state == "failed" and view.name == view.kind:  # an install that led to nothing
+        return "not installed"
     return "ready, used before" if view.previous else _WORDS[view.state]
 
 

@@ -12,6 +12,7 @@ import typer
 
 from stoker import errors
 from stoker.cli import boundary, connection, progress
+from stoker.cli.fitting import fitted, wrapped
 from stoker.cli.output import (
     clean_line,
     duration,
@@ -47,6 +48,7 @@ _STATES: Final = {
     "failed": "failed",
     "cancelled": "cancelled",
 }
+_SHORT_STATES: Final = {"paused": "interrupted"}
 
 
 def register(app: typer.Typer) -> None:
@@ -230,20 +232,34 @@ def _list(views: list[TuneView], *, as_json: bool) -> None:
     if not views:
         print("There is no model that could be measured. Get one with `stoker pull`.")
         return
-    headers = ("MODEL", "STATE", "PROFILE", "READS/S", "WRITES/S", "FASTER", "MEASURED")
+    headers = ("MODEL", "STATE", "PROFILE", "READS/S", "WRITES/S", "FASTER", "MEASURED", "NOTE")
     rows = [
         (
             view.model,
-            _STATES[view.state] + (f": {view.note}" if view.note and view.state != "done" else ""),
+            _SHORT_STATES.get(view.state, _STATES[view.state]),
             view.profile,
             f"{view.speeds.prefill_tokens_per_s:.0f}" if view.speeds else "-",
             f"{view.speeds.decode_tokens_per_s:.1f}" if view.speeds else "-",
             _faster(view),
             moment(view.measured_at) if view.measured_at else "-",
+            _note(view),
         )
         for view in views
     ]
-    print(table(headers, rows, right=("READS/S", "WRITES/S", "FASTER")))
+    print(fitted(headers, rows, right=("READS/S", "WRITES/S", "FASTER")))
+    if any(view.speeds for view in views):
+        text = (
+            "READS/S and WRITES/S are tokens per second; a token is about three quarters of a word."
+        )
+        print("\n".join(["", *wrapped(text)]))
+
+
+def _note(view: TuneView) -> str:
+    if view.state == "done":
+        return ""
+    if view.error is not None:
+        return view.error.message
+    return view.note or ""
 
 
 def _faster(view: TuneView) -> str:

@@ -43,6 +43,9 @@ _COMMAND: Final = (sys.executable, "-I", "-m", "stoker.engine.lab_child")
 _MOST_POINTS: Final = 1000
 _GRACE_S: Final = 1.0  # it ends when stdin does; a library that is stuck is killed
 _TAIL: Final = 5  # lines that an error carries
+_LONGEST_WORDS: Final = 2000  # characters of one
+_MOST_SIZE: Final = 1 << 53  # bytes; JSON carries no larger number exactly
+_MOST_SPEED: Final = 1e9  # tokens per second
 _OPEN_S: Final = 60.0  # opening takes 0.1 s; a library may have to come from a slow disk
 _SURVEY_S: Final = 120.0  # a dry load takes up to 2 s alone, but runs behind everything else
 _POINT_S: Final = 2.0  # 5 ms alone
@@ -349,10 +352,18 @@ def _died(report: ExitReport) -> LabFailed:
 
 def _refused(answer: dict[str, Any]) -> LabFailed:
     """The process lives, but the library said no."""
-    words = [clean(str(line)) for line in answer.get("log", ())]
+    log = answer.get("log")
+    words = [_words(line) for line in log] if isinstance(log, list) else []
+    said = _words(answer.get("error"))
     kind = classify(None, words)
-    text = describe(kind)[0] if kind is not FailureKind.UNKNOWN else str(answer.get("error"))
-    return LabFailed(text, kind=kind.value, tail=[*words[-_TAIL:], clean(str(answer.get("error")))])
+    text = describe(kind)[0] if kind is not FailureKind.UNKNOWN else said
+    return LabFailed(text, kind=kind.value, tail=[*words[-_TAIL:], said])
+
+
+def _words(value: object) -> str:
+    """A line for a person; a strange library must not steer a terminal, nor fill a log."""
+    text = str(value)[:_LONGEST_WORDS]
+    return clean("".join(char if char.isprintable() else " " for char in text))
 
 
 # --- answers, which come out of a process that a strange library shares ------------------------
@@ -403,14 +414,14 @@ def _device(item: dict[str, Any]) -> Device:
 
 
 def _size(value: object) -> int:
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_SIZE:
+        raise ValueError
     return value
 
 
 def _speed(value: object) -> float:
-    if not isinstance(value, float) or not math.isfinite(value) or value <= 0:
-        raise ValueError(value)
+    if not isinstance(value, float) or not 0 < value <= _MOST_SPEED:  # nan is neither
+        raise ValueError
     return value
 
 

@@ -19,6 +19,7 @@ from stoker.engine.worker import Spawn, WorkerProcess
 
 log = structlog.get_logger(__name__)
 
+_MOST_PID: Final = (1 << 31) - 1
 _LONGEST_ANSWER: Final = 1 << 20  # bytes; a survey of a thousand points takes 30,000
 
 
@@ -78,8 +79,11 @@ class LabProcess(WorkerProcess):
         try:
             with self._pipe(self._process.stdout) as stdout:
                 while line := stdout.readline(_LONGEST_ANSWER):
-                    self._take(json.loads(line))
-        except (OSError, ValueError, TypeError, KeyError) as error:
+                    answer = json.loads(line)
+                    if not isinstance(answer, dict):
+                        break
+                    self._take(answer)
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             log.debug("lab_exchange_failed", pid=self.pid, reason=str(error))
         finally:
             self._gone = True
@@ -90,8 +94,9 @@ class LabProcess(WorkerProcess):
 
     def _take(self, answer: dict[str, Any]) -> None:
         if answer["id"] == 0 and not self._greeting.done():
-            pid = answer.get("ok", {}).get("pid")
-            if isinstance(pid, int):
+            greeting = answer.get("ok")
+            pid = greeting.get("pid") if isinstance(greeting, dict) else None
+            if isinstance(pid, int) and 0 < pid <= _MOST_PID:
                 self._engine_pid = pid
             self._greeting.set_result(answer)
         self._resolve(answer["id"], answer)

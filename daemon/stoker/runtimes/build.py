@@ -77,7 +77,7 @@ async def build(job: Job) -> Path:
     """The folder of a built runtime, stripped. Raises BuildFailed, CompilerMissing or DiskFull."""
     work = job.folder / "tmp"
     disk.make_folder(work)
-    environ = pip.environment(work)
+    environ = pip.environment(work, index=job.index)
     job.progress(_SHARES["tools"], "preparing the build tools")
     command, python = await pip.private(job.folder, environ)
     await _tools(job, command, environ)
@@ -156,7 +156,7 @@ async def _tools(job: Job, command: tuple[str, ...], environ: Mapping[str, str])
     ended = await run(
         [
             *command,
-            *pip.arguments("install", job.index, "--require-hashes", "--no-deps"),
+            *pip.arguments("install", "--require-hashes", "--no-deps"),
             *("--no-binary=:none:", "--only-binary=:all:", "--requirement", str(wanted)),
         ],
         cwd=job.folder / "tmp",
@@ -182,7 +182,7 @@ async def _download(job: Job, command: tuple[str, ...], environ: Mapping[str, st
     ended = await run(
         [
             *command,
-            *pip.arguments("download", job.index, "--require-hashes", "--no-deps"),
+            *pip.arguments("download", "--require-hashes", "--no-deps"),
             *("--no-build-isolation", f"--no-binary={job.native.package}"),
             *("--dest", str(target), "--requirement", str(wanted)),
         ],
@@ -217,7 +217,7 @@ async def _compile(
     ended = await run(
         [
             *command,
-            *pip.arguments("install", None, "--verbose", "--no-index", "--no-deps"),
+            *pip.arguments("install", "--verbose", "--no-index", "--no-deps"),
             *("--no-build-isolation", "--no-cache-dir", f"--no-binary={job.native.package}"),
             *("--target", str(target), str(source)),
         ],
@@ -266,5 +266,5 @@ def _check(doing: str, ended: Ended, job: Job) -> None:
     if ended.code == 0:
         return
     error = pip.failure(doing, ended, free_bytes=disk.free_bytes(job.folder))
-    log.warning("build_failed", step=doing, code=ended.code, tail=list(ended.tail[-10:]))
+    log.warning("build_failed", step=doing, code=ended.code, tail=pip.redacted(ended.tail[-10:]))
     raise error

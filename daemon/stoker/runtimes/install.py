@@ -7,7 +7,6 @@ killed daemon left there is removed by `tidy.sweep` at the next start.
 from __future__ import annotations
 
 import secrets
-import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -142,8 +141,7 @@ async def _workshop(places: Paths) -> AsyncIterator[Path]:
 
 
 def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():  # the next start tries again
+    if not tidy.discard(folder):  # the next start tries again
         log.warning("partial_runtime_stays", folder=folder.name)
 
 

@@ -23,6 +23,9 @@ _VERSION: Final = 1
 _MOST_BYTES: Final = 64 * 1024
 _NAME: Final = r"^[a-z0-9][a-z0-9._+-]{0,95}$"  # also the name of its folder
 _WORD: Final = r"^[A-Za-z0-9._+-]{1,64}$"
+_VARIANT: Final = r"^[A-Za-z0-9._+-]{0,64}$"
+_OPTION: Final = r"^[!-~]{1,200}$"  # of CMake: no spaces, nothing that steers a terminal
+_MOST_SIZE: Final = 1 << 53  # bytes on disk; what JSON carries exactly
 
 Kind = Literal["builtin", "native", "vulkan", "cuda", "rocm", "metal", "path"]
 EngineKind = Literal["xllamacpp", "llama-server"]
@@ -77,12 +80,12 @@ class _Document(BaseModel):
     kind: Literal["native", "vulkan", "cuda", "rocm", "metal"]
     engine: EngineKind
     engine_version: Annotated[str, Field(pattern=_WORD)]
-    variant: Annotated[str, Field(max_length=64)]
+    variant: Annotated[str, Field(pattern=_VARIANT)]
     created_at: Annotated[AwareDatetime, Field(strict=False)]
     cpu: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")]
-    cmake: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=200)]
+    cmake: Annotated[list[Annotated[str, Field(pattern=_OPTION)]], Field(max_length=200)]
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Annotated[int, Field(ge=0, le=_MOST_SIZE)]
 
 
 def write(runtime: Runtime, folder: Path) -> None:

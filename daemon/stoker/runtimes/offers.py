@@ -61,9 +61,9 @@ def _native(hardware: HardwareFacts) -> list[Offer]:
     if not lacks and not gains:
         return []
     if lacks:
-        why = f"the built-in runtime cannot run here: this CPU lacks {_list(lacks)}"
+        why = f"the built-in runtime cannot run here: this CPU lacks instructions ({_list(lacks)})"
     else:
-        why = f"this CPU has {_list(gains)}, which the built-in runtime does not use"
+        why = f"this CPU has instructions that the built-in runtime does not use ({_list(gains)})"
     if hardware.compiler is None:
         return [Offer("native", f"{why}; it needs a C++ compiler", automatic=False)]
     minutes = math.ceil(_CPU_MINUTES / jobs_for(hardware))

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +31,7 @@ _KEPT: Final = frozenset(
         *("LOCALAPPDATA", "USERPROFILE", "NUMBER_OF_PROCESSORS", "PROCESSOR_ARCHITECTURE"),
     }
 )
-_SECRET: Final = re.compile(r"(?<=://)[^/@\s]+@")
+_SECRET: Final = re.compile(r"(?<=://)[^/\s]+@")  # greedy: a password may hold an @, too
 _QUIET: Final = ("--no-input", "--disable-pip-version-check", "--progress-bar=off")
 
 _MAKE: Final = Limits(total_s=600, silence_s=300)
@@ -127,13 +127,19 @@ async def private(folder: Path, environ: Mapping[str, str]) -> tuple[tuple[str, 
     return command, python
 
 
-def arguments(command: str, index: str | None, *more: str) -> list[str]:
-    """Of one pip command; ``index`` overrides pip's own setting."""
-    return [command, *_QUIET, *(["--index-url", index] if index else []), *more]
+def arguments(command: str, *more: str) -> list[str]:
+    """Of one pip command. An index is never among them: see `environment`."""
+    return [command, *_QUIET, *more]
 
 
-def environment(work: Path, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """A clean one: temporary files in `work`, no settings of the user but for the network."""
+def environment(
+    work: Path, environ: Mapping[str, str] = os.environ, *, index: str | None = None
+) -> dict[str, str]:
+    """A clean one: temporary files in `work`, no settings of the user but for the network.
+
+    `index` overrides pip's own setting. Its address may hold a password, which everybody on this
+    machine could read in a command line.
+    """
     kept = {name: value for name, value in environ.items() if name.upper() in _KEPT}
     # The user's configuration files apply for the index, not for where or how to install.
     overrides = {
@@ -146,6 +152,8 @@ def environment(work: Path, environ: Mapping[str, str] = os.environ) -> dict[str
         "PYTHONNOUSERSITE": "1",
         "LC_ALL": "C.UTF-8" if sys.platform != "darwin" else "en_US.UTF-8",
     }
+    if index:
+        overrides["PIP_INDEX_URL"] = index
     return {**kept, **overrides, "TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
 
 
@@ -153,6 +161,11 @@ def path_with(folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
     """The same with a folder of programs before all others."""
     name = next((key for key in environ if key.upper() == "PATH"), "PATH")
     return {**environ, name: os.pathsep.join((str(folder), environ.get(name, os.defpath)))}
+
+
+def redacted(lines: Iterable[str]) -> list[str]:
+    """The same without the passwords that an index's address may hold. Pure."""
+    return [_SECRET.sub("", line) for line in lines]
 
 
 def reason_of(lines: Sequence[str]) -> tuple[str, str]:
@@ -166,7 +179,7 @@ def reason_of(lines: Sequence[str]) -> tuple[str, str]:
 
 def failure(doing: str, ended: Ended, *, free_bytes: int = 0) -> StokerError:
     """What the end of a step means. Pure."""
-    lines = [_SECRET.sub("", line) for line in ended.tail]
+    lines = redacted(ended.tail)
     if any(_NO_ROOM.search(line) for line in lines):
         msg = f"the disk is full: cannot {doing}"
         hint = "Free some space and try again; nothing was changed."

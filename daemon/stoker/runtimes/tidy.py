@@ -5,6 +5,7 @@ And take away what an install that was killed left behind.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -103,10 +104,16 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def discard(path: Path) -> bool:
+    """Like `remove`, as far as the system lets us. Whether nothing is left."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:  # a link goes, never what it points to
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+    return not os.path.lexists(path)
+
+
 def sweep(places: Paths) -> int:
     """Remove what killed installs left; for a daemon that holds the home's lock. How many."""
-    removed = 0
-    for folder in places.runtimes.glob(f"{PARTIAL}*"):
-        shutil.rmtree(folder, ignore_errors=True)
-        removed += not folder.exists()
-    return removed
+    return sum(discard(path) for path in list(places.runtimes.glob(f"{PARTIAL}*")))

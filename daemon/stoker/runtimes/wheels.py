@@ -112,8 +112,8 @@ async def _fetch(
     for each in (work, nothing):
         disk.make_folder(each)
     index = f"{wheels.index.rstrip('/')}/{variant}"
-    only = {"PIP_INDEX_URL": index, "PIP_EXTRA_INDEX_URL": index, "PIP_FIND_LINKS": str(nothing)}
-    environ = {**pip.environment(work), **only, "PIP_NO_INDEX": "0"}
+    only = {"PIP_EXTRA_INDEX_URL": index, "PIP_FIND_LINKS": str(nothing), "PIP_NO_INDEX": "0"}
+    environ = {**pip.environment(work, index=index), **only}
     progress(0.0, "preparing")
     command, _ = await pip.private(folder, environ)
     before = tidy.size(folder)
@@ -127,7 +127,7 @@ async def _fetch(
     ended = await run(
         [
             *command,
-            *pip.arguments("install", index, "--no-deps", "--no-cache-dir"),
+            *pip.arguments("install", "--no-deps", "--no-cache-dir"),
             *("--no-binary=:none:", "--only-binary=:all:", "--no-compile"),
             *("--report", str(folder / "report.json"), "--target", str(made)),
             f"{wheels.package}=={wheels.version}",
@@ -138,14 +138,17 @@ async def _fetch(
         pulse=Pulse(lambda: tidy.size(folder), tell),
     )
     if ended.code != 0:
-        log.warning("wheel_failed", variant=variant, tail=list(ended.tail[-10:]))
+        log.warning("wheel_failed", variant=variant, tail=pip.redacted(ended.tail[-10:]))
         doing = f"install {wheels.package} {wheels.version} for {variant}"
-        raise pip.failure(doing, ended, free_bytes=disk.free_bytes(folder))
+        error = pip.failure(doing, ended, free_bytes=disk.free_bytes(folder))
+        if error.facts.get("reason") == "not_found":  # no setting changes which index this is
+            error.hint = f"Check that this machine reaches {index}, and try again."
+        raise error
     try:
         return json.loads(disk.read_file(folder / "report.json", 1 << 20))
     except (OSError, ValueError) as error:
         msg = "pip did not say what it installed"
-        raise BuildFailed(msg, reason="unknown", tail=list(ended.tail)) from error
+        raise BuildFailed(msg, reason="unknown", tail=pip.redacted(ended.tail)) from error
 
 
 def digest_of(report: Any, wheels: Wheels) -> str:

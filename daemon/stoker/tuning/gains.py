@@ -15,16 +15,17 @@ from stoker.hardware.facts import HardwareFacts
 from stoker.store.facts import ModelFacts
 from stoker.tuning import quants
 from stoker.tuning.launch import LaunchPlan
-from stoker.tuning.refusal import gib
+from stoker.tuning.refusal import gigabytes
 from stoker.tuning.task import EMBEDDING_MOST
 
 MOST_GAINS: Final = 4
-_GIB: Final = 1024**3
-_STEP: Final = _GIB // 4  # memory is bought and freed in no finer steps
-_MOST_EXTRA: Final = 512 * _GIB
+_GB: Final = 1_000_000_000
+_STEP: Final = _GB // 4  # memory is bought and freed in no finer steps
+_MOST_EXTRA: Final = 512 * _GB
 _LARGE_BITS: Final = 6.0  # bits per weight: above, a 4-bit file is clearly faster
 _SMALL_BITS: Final = 3.7  # below, answers suffer
 _FASTER: Final = "Q4_K_M"  # what most people use
+_DICTIONARY: Final = "Q6_K"  # what such a file keeps its dictionary in
 _BETTER: Final = ("Q5_K_M", "Q4_K_M")
 _NOTICEABLE: Final = 1.15  # times as fast
 
@@ -120,8 +121,8 @@ def _memory(prospect: Prospect) -> Iterator[Gain]:
         extra, longer = better
         yield Gain(
             "memory",
-            f"With {gib(extra)} more free memory a conversation could be {longer.context:,} tokens"
-            f" long instead of {plan.context:,}.",
+            f"With {gigabytes(extra)} more free memory a conversation could be"
+            f" {longer.context:,} tokens long instead of {plan.context:,}.",
         )
 
 
@@ -147,11 +148,11 @@ def _with_least_memory(
 def _tune(prospect: Prospect) -> Iterator[Gain]:
     if prospect.tuned or prospect.plan.embedding:
         return
-    when = (
-        "by itself when the computer is idle" if prospect.tunes_itself else "only when you ask for"
+    when = "by itself when the computer is idle" if prospect.tunes_itself else "only when you ask"
+    text = (
+        "These settings follow rules of thumb. Measuring takes about 90 s and may find faster ones"
     )
-    text = f"These settings are rules, not measurements; a search of about 90 s, {when}, tests them"
-    yield Gain("tune", f"{text} here.", f"stoker tune {prospect.plan.model_id}")
+    yield Gain("tune", f"{text}; Stoker does it {when}.", f"stoker tune {prospect.plan.model_id}")
 
 
 def _quantization(prospect: Prospect) -> Iterator[Gain]:
@@ -160,15 +161,15 @@ def _quantization(prospect: Prospect) -> Iterator[Gain]:
     if bits is None or prospect.plan.embedding:
         return
     if bits > _LARGE_BITS:
-        size = quants.size_bytes(_FASTER, facts.parameters)
-        factor = facts.file_bytes / size
+        size = _four_bit_bytes(facts)
+        factor = facts.file_bytes / max(1, size)
         if factor >= _NOTICEABLE:
             yield _other_file(
                 prospect,
                 _FASTER,
-                f"A {_FASTER} file of this model (about {gib(size)} instead of"
-                f" {gib(facts.file_bytes)}) would answer about {factor:.1f} times as fast, for a"
-                " small loss of quality (estimated from its size).",
+                f"A {_FASTER} file of this model (about {gigabytes(size)} instead of"
+                f" {gigabytes(facts.file_bytes)}) would answer about {factor:.1f} times as fast,"
+                " for a small loss of quality (estimated from its size).",
             )
     elif bits < _SMALL_BITS:
         fitting = (
@@ -185,6 +186,21 @@ def _quantization(prospect: Prospect) -> Iterator[Gain]:
                 f"A {better} file of this model fits, too: clearly better answers, at about"
                 f" {factor:.0%} of the speed (estimated from its size).",
             )
+
+
+def _four_bit_bytes(facts: ModelFacts) -> int:
+    """About how large a file of the faster quantization would be; as it is when it is one.
+
+    The file's own name for it tells more than its size: a small model with a
+    large vocabulary has many bits per weight in any quantization, because of its dictionary.
+    """
+    now = quants.BITS.get(facts.quantization or "")
+    if now is None:
+        return quants.size_bytes(_FASTER, facts.parameters)
+    layers = min(sum(facts.layer_bytes) or facts.file_bytes, facts.file_bytes)
+    rest = facts.file_bytes - layers
+    kept = min(1.0, quants.BITS[_DICTIONARY] / now)
+    return int(layers * min(1.0, quants.BITS[_FASTER] / now) + rest * kept)
 
 
 def _other_file(prospect: Prospect, name: str, text: str) -> Gain:

@@ -7,7 +7,7 @@ from typing import Final
 from stoker.tuning import profiles_rules
 from stoker.tuning.launch import LaunchPlan, Reason, Source, Speeds
 from stoker.tuning.memory import keeps_cache
-from stoker.tuning.refusal import gib
+from stoker.tuning.refusal import gigabytes
 from stoker.tuning.task import EMBEDDING_MOST, Task
 
 _USER: Final = "set by the user"
@@ -67,20 +67,20 @@ def _context(task: Task, plan: LaunchPlan) -> _Why:
     if context == trained:
         return source, _whole_context(task)
     if context > task.rules.roomy:
-        half = f"uses half of what is free beyond {task.rules.roomy} tokens"
+        half = f"uses half of what is free beyond {task.rules.roomy:,} tokens"
         return source, f"{half}; the other half stays with others"
     fewest = context <= task.rules.shortest and plan.kv_type != "f16"
     what = "the least that is useful" if fewest else "the longest that fits"
-    limit = f"(the model's own limit is {trained})"
-    return source, f"{what} in {gib(task.budget_bytes)} of usable memory {limit}"
+    limit = f"(the model's own limit is {trained:,} tokens)"
+    return source, f"{what} in {gigabytes(task.budget_bytes)} of usable memory {limit}"
 
 
 def _whole_context(task: Task) -> str:
     wish, trained = task.wishes.context, task.trained
     if wish is not None:
-        return f"{wish} was asked for, but the model was trained for {trained}"
+        return f"{wish:,} tokens were asked for, but the model was trained for {trained:,}"
     if task.facts.context_length > trained:
-        return f"embedders are held to {EMBEDDING_MOST} tokens; their work grows as its square"
+        return f"embedders are held to {EMBEDDING_MOST:,} tokens; their work grows as its square"
     return "all that the model was trained for, and it fits"
 
 
@@ -89,7 +89,7 @@ def _slots(task: Task, plan: LaunchPlan) -> _Why:
         return "user", _USER
     if plan.parallel < task.rules.parallel:
         return _memory_source(task), "fewer slots than usual, because memory is short"
-    return "rule", "requests that are decoded together cost little more than one alone"
+    return "rule", "several at once are answered sooner together than one after another"
 
 
 def _pool(plan: LaunchPlan) -> str:
@@ -143,7 +143,7 @@ def _threads(task: Task, value: int, *, reading: bool) -> _Why:
         best = task.tuned.best.threads_batch if reading else task.tuned.best.threads
         if value == best:
             return "measured", f"the fastest of those tried{_gain(task, reading=reading)}"
-    least = f"the least of {', '.join(_bounds(task))}"
+    least = f"as many as can run at once: {', '.join(_bounds(task))}"
     if most < cpus:
         return "rule", f"half of the {cpus} that can run at once; {task.rules.why}"
     return "rule", least
@@ -151,9 +151,9 @@ def _threads(task: Task, value: int, *, reading: bool) -> _Why:
 
 def _bounds(task: Task) -> list[str]:
     limits, cpu = task.hardware.limits, task.hardware.cpu
-    parts = [f"{cpu.physical_cores} cores", f"{limits.affinity_cpus} allowed"]
+    parts = [f"{cpu.physical_cores} cores", f"{limits.affinity_cpus} of them open to Stoker"]
     if limits.affinity_cores is not None:
-        parts.append(f"{limits.affinity_cores} full-speed cores among those")
+        parts.append(f"{limits.affinity_cores} of those at full speed")
     elif cpu.performance_cores is not None:
         parts.append(f"{cpu.performance_cores} fast ones")
     if limits.quota_cpus is not None:
@@ -240,7 +240,7 @@ def _gpu_layers(task: Task, plan: LaunchPlan) -> _Why:
         return "rule", "all of it: the GPU shares the system's memory"
     if room.free_bytes is None:
         return "rule", "how much memory the GPU has free is not known; set gpu_layers to use it"
-    free = gib(room.free_bytes)
+    free = gigabytes(room.free_bytes)
     if plan.gpu_layers > task.facts.block_count:
         return "rule", f"all of it fits in {free} of GPU memory"
     return "rule", f"as many as fit in {free} of GPU memory; the rest is computed on the CPU"

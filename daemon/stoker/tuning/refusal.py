@@ -6,10 +6,9 @@ from typing import Final
 
 from stoker.errors import MemoryShort
 from stoker.tuning import quants
-from stoker.tuning.memory import MIB
 from stoker.tuning.task import Shape, Task
 
-_GIB: Final = 1024 * MIB
+_GB: Final = 1_000_000_000
 _WORTHWHILE: Final = 2048  # tokens; a shorter context is no advice
 
 
@@ -19,8 +18,9 @@ def short(task: Task, wanted: Shape, *, possible: int) -> MemoryShort:
     free = task.budget_bytes
     smaller = smaller_quantization(task, wanted)
     return MemoryShort(
-        f"The model needs {gib(need.total_bytes)} with a context of {wanted.context} tokens, but"
-        f" only {gib(free)} of memory can be used now ({gib(task.reserve_bytes)} stay reserved).",
+        f"The model needs {gigabytes(need.total_bytes)} with a context of {wanted.context:,}"
+        f" tokens, but only {gigabytes(free)} of memory can be used now"
+        f" ({gigabytes(task.reserve_bytes)} stay reserved).",
         hint=_advice(task, possible, smaller),
         needed_bytes=need.total_bytes,
         free_bytes=free,
@@ -36,8 +36,8 @@ def gpu_short(task: Task, wanted: Shape) -> MemoryShort:
     need = task.need(wanted)
     free = task.room.free_bytes or 0
     return MemoryShort(
-        f"{wanted.gpu_layers} layers need {gib(need.gpu_bytes)} on the GPU with a context of"
-        f" {wanted.context} tokens, but only {gib(free)} of its memory can be used now.",
+        f"{wanted.gpu_layers} layers need {gigabytes(need.gpu_bytes)} on the GPU with a context of"
+        f" {wanted.context:,} tokens, but only {gigabytes(free)} of its memory can be used now.",
         hint="Set fewer gpu_layers or a shorter context, or leave gpu_layers unset.",
         needed_bytes=need.gpu_bytes,
         free_bytes=free,
@@ -58,9 +58,9 @@ def smaller_quantization(task: Task, wanted: Shape) -> str | None:
 def _advice(task: Task, possible: int, smaller: str | None) -> str:
     ways = []
     if possible >= _WORTHWHILE:
-        ways.append(f"set a context of at most {possible} tokens")
+        ways.append(f"set a context of at most {possible:,} tokens")
     if smaller is not None:
-        size = gib(quants.size_bytes(smaller, task.facts.parameters))
+        size = gigabytes(quants.size_bytes(smaller, task.facts.parameters))
         ways.append(f"choose a smaller quantization of it such as {smaller} (about {size})")
     ways += ["close other programs", "unload another model"]
     if smaller is None:
@@ -69,5 +69,6 @@ def _advice(task: Task, possible: int, smaller: str | None) -> str:
     return f"{words[0].upper()}{words[1:]}."
 
 
-def gib(count: int) -> str:
-    return f"{count / _GIB:.2f} GiB"
+def gigabytes(count: int) -> str:
+    """Decimal ones, as `stoker plan` and `stoker list` count."""
+    return f"{count / _GB:.2f} GB"

@@ -14,6 +14,7 @@ import pytest
 
 from stoker.cli.bench_endpoint import Endpoint, Stopped, random_prompt
 from stoker.cli.bench_runs import PAGE, QUESTION, QUICK, Bench, Task
+from stoker.errors import WorkerLost
 from stoker.types import Capability
 
 from .conftest import Run, StubClient, loaded, stored
@@ -33,6 +34,7 @@ class Engine:
     most_at_once: int = 0
     token_s: float = 0.0
     fail_after: int = 1_000_000  # requests
+    timings: dict[str, Any] = field(default_factory=dict)  # instead of sound ones
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -49,6 +51,7 @@ class Engine:
             "prompt_per_second": READS,
             "predicted_n": count,
             "predicted_ms": (count - 1) / WRITES * 1000 or 0.001,
+            **self.timings,
         }
         yield {"choices": [{"text": "", "finish_reason": "length"}], "timings": timings}
         with self.lock:
@@ -324,3 +327,19 @@ def test_other_work_is_remarked(run: Run, model: StubClient, engine: Engine) -> 
     out = run("bench", "starter", "--quick", "--depths", "0", "--streams", "1").out
 
     assert "answering other programs" in out
+
+
+@pytest.mark.parametrize("name", ["prompt_n", "prompt_per_second", "predicted_n", "predicted_ms"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 1e300, None, "1", True, [1]])
+def test_figures_that_make_no_sense_are_an_error(engine: Engine, name: str, value: object) -> None:
+    engine.timings = {name: value}
+
+    with pytest.raises(WorkerLost, match="make no sense"):
+        _bench(engine).run()
+
+
+def test_a_speed_of_zero_is_an_error(engine: Engine) -> None:
+    engine.timings = {"prompt_per_second": 0}
+
+    with pytest.raises(WorkerLost, match="prompt_per_second is 0"):
+        _bench(engine).run()

@@ -129,7 +129,7 @@ def test_memory_is_a_table_that_adds_up(
 ) -> None:
     text = shown(capsys, "starter")
 
-    assert "Memory: 963 MB (tried out)" in text
+    assert "Memory: 963 MB (tried out with the engine, without loading)" in text
     lines = {line.strip().rsplit("  ", 1)[0].strip(): line for line in text.splitlines()}
     assert lines["The model itself"].endswith("98 MB")
     assert lines["Memory for conversations"].endswith("755 MB")
@@ -144,7 +144,7 @@ def test_memory_is_a_table_that_adds_up(
     [
         (
             PlanSpeedView(decode_tokens_per_s=8.0, label="estimated"),
-            "writes about 8.0 tokens (6.0 words)/s (estimated)",
+            "writes about 8.0 tokens/s (6.0 words/s) (estimated)",
         ),
         (
             PlanSpeedView(
@@ -154,7 +154,7 @@ def test_memory_is_a_table_that_adds_up(
                 label="measured",
             ),
             (
-                "writes about 40 tokens (30 words)/s, reads prompts at about 350 tokens/s, writes"
+                "writes about 40 tokens/s (30 words/s), reads prompts at about 350 tokens/s, writes"
                 " 90 tokens/s for four requests at once (measured on this computer)"
             ),
         ),
@@ -187,7 +187,7 @@ def test_a_gpu_is_named_with_its_memory(
 
     text = shown(capsys, "starter")
 
-    assert "Computes 33 layers on the graphics processor; the experts of 1 layer stay" in text
+    assert "Puts up to 33 layers on the graphics processor; the experts of 1 layer stay" in text
     assert "On the graphics processor" in text
 
 
@@ -241,3 +241,23 @@ def test_foreign_text_does_not_steer_the_terminal(
     client.answer = view(model="evil\x1b[31m", reasons=reasons)
 
     assert "\x1b" not in shown(capsys, "starter")
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_no_line_is_wider_than_the_terminal(
+    client: Planning,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    columns: int,
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    long = GainView(change="runtime", text="a gain in many words " * 12)
+    why = "because of much that takes a long time to say " * 4
+    reasons = tuple(
+        ReasonView(setting=name, value=1, source="dry-run", why=why) for name in SETTINGS
+    )
+    client.answer = view(gains=(long,), reasons=reasons)
+
+    text = shown(capsys, "starter")
+
+    assert max(map(len, text.splitlines())) <= columns

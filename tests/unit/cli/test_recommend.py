@@ -109,3 +109,29 @@ def test_an_offer_must_not_break_another_command(
     ran = run("list")
 
     assert (ran.code, "stoker pull starter" in ran.out) == (0, True)
+
+
+def test_a_use_without_any_model_is_told_as_such(run: Run, client: StubClient) -> None:
+    client.recommendations = [recommended("chatter")]
+
+    assert "stoker recommend --use speech --all" in run("recommend", "--use", "speech").out
+    assert "no model to understand speech" in run("recommend", "--use", "speech", "--all").out
+
+
+def test_speed_is_explained_only_where_it_is_shown(run: Run, rows: StubClient) -> None:
+    assert "SPEED is how many tokens" in " ".join(run("recommend").out.split())
+    assert "SPEED is" not in run("recommend", "--use", "embedding").out
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_it_fits_in_the_terminal(
+    run: Run, rows: StubClient, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    rows.recommendations = [recommended("best", summary="a summary in many words " * 8)]
+
+    out = run("recommend").out
+
+    prose = [line for line in out.splitlines() if "many words" in line]
+    assert prose
+    assert max(map(len, prose)) <= columns

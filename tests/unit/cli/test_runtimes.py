@@ -240,3 +240,37 @@ def test_a_step_shows_its_share() -> None:
 
     assert step.label == "native: compiling"
     assert step.detail == "45 %"
+
+
+def test_a_long_note_stays_in_the_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    offer = OFFER.model_copy(update={"note": "a note in many words " * 12})
+
+    out = run(Client([(BUILTIN, offer)]), "list").out
+
+    assert max(map(len, out.splitlines())) <= 80
+    assert " ".join(out.split()).count("a note in many words") == 12
+
+
+def test_an_install_that_failed_says_why_in_the_list(run: Run) -> None:
+    error = ErrorView(code="build_failed", message="the compiler ran out", hint="", facts={})
+    failed = RuntimeView(
+        name="native", kind="native", state="failed", note="downloading, 0 MB", error=error
+    )
+
+    out = run(Client([(BUILTIN, failed)]), "list").out
+
+    assert "not installed" in out
+    assert "the compiler ran out" in out
+    assert "downloading" not in out
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../models/starter", "x\ny"])
+def test_a_name_that_is_a_path_never_reaches_the_daemon(run: Run, name: str) -> None:
+    client = Client([(BUILTIN,)])
+
+    ran = run(client, "remove", name)
+
+    assert ran.code == 1
+    assert "there is no runtime" in ran.err
+    assert client.asked == []

@@ -203,8 +203,23 @@ def test_all_models_in_a_table(
     assert "measured" in rows[1]
     assert "up to +30%" in rows[1]
     assert "not measured yet" in rows[2]
-    assert "goes on by itself: waits" in rows[3]
+    assert "interrupted" in rows[3]
+    assert rows[3].endswith("  waits")
+    assert "tokens per second" in ran.out
     assert len(json.loads(run("tune", "--json").out)) == 3
+
+
+def test_a_long_note_stays_in_the_terminal(
+    run: Run, tunes: Tunes, client: StubClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    views = [view("paused", note="a note in many words " * 12)]
+    monkeypatch.setattr(client, "tunes", lambda: views, raising=False)
+
+    out = run("tune").out
+
+    assert max(map(len, out.splitlines())) <= 80
+    assert " ".join(out.split()).count("a note in many words") == 12
 
 
 def test_no_models(

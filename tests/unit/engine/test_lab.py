@@ -73,6 +73,8 @@ async def test_answers_become_values(script: Path) -> None:
         '{"devices": [{**DEVICE, "kind": "toaster"}]}',
         '{"devices": [{**DEVICE, "free_bytes": -1}]}',
         '{"devices": [{**DEVICE, "total_bytes": "2"}]}',
+        '{"devices": [{**DEVICE, "total_bytes": 10**400}]}',
+        '{"devices": [{**DEVICE, "free_bytes": True}]}',
         "{}",
         "[]",
     ],
@@ -90,6 +92,28 @@ async def test_noise_instead_of_an_answer_ends_the_lab(script: Path, noise: str)
 
     with pytest.raises(LabFailed):
         await devices_of(script, text)
+
+
+@pytest.mark.parametrize(
+    "greeting", ['"ok"', "[]", "3", '{"pid": -1}', '{"pid": 10**30}', '{"pid": True}']
+)
+async def test_an_odd_greeting_does_no_harm(script: Path, greeting: str) -> None:
+    text = OPEN + f'say({{"id": 0, "ok": {greeting}}})\n'
+    write(script, text + 'for o in orders(): say({"id": o["id"], "ok": {"devices": []}})\n')
+
+    async with open_lab(library(script.parent), cwd=script.parent) as lab:
+        assert await lab.devices() == ()
+
+
+@pytest.mark.parametrize("log", ["3", "None", '"text"', "[1, None]"])
+async def test_a_refusal_in_strange_words_is_a_failure_all_the_same(script: Path, log: str) -> None:
+    refusal = f'{{"id": o["id"], "error": "\\x1b[31mno", "log": {log}}}'
+    text = GREET + f"for o in orders(): say({refusal})\n"
+
+    with pytest.raises(LabFailed) as failed:
+        await devices_of(script, text)
+
+    assert "\x1b" not in failed.value.message + str(failed.value.facts["tail"])
 
 
 async def test_a_speed_must_be_a_positive_number(script: Path) -> None:

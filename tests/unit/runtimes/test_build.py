@@ -121,10 +121,22 @@ def test_failures_are_told_apart(line: str, reason: str) -> None:
 
 def test_secrets_in_an_index_s_address_are_not_repeated() -> None:
     line = "ERROR: cannot read https://me:secret@index.example/simple/cmake"
-    error = pip.failure("install", Ended(1, (line,)))
+    error = pip.failure("install", Ended(1, (line, line.replace("secret", "se@cret"))))
 
     assert "secret" not in error.message
     assert "secret" not in str(error.facts)
+    assert "cret@" not in str(error.facts)
+    assert pip.redacted([line]) == ["ERROR: cannot read https://index.example/simple/cmake"]
+
+
+def test_an_index_is_never_part_of_a_command_line(tmp_path: Path) -> None:
+    """Everybody on the machine can read those, and an address may hold a password."""
+    index = "https://me:secret@index.example/simple"
+    found = pip.environment(tmp_path, {"PIP_INDEX_URL": "https://other"}, index=index)
+
+    assert found["PIP_INDEX_URL"] == index
+    assert "PIP_INDEX_URL" not in pip.environment(tmp_path, {})
+    assert "--index-url" not in pip.arguments("install", "--require-hashes")
 
 
 def test_a_full_disk_and_a_broken_compiler_are_errors_of_their_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -45,6 +46,22 @@ def test_indexes_are_the_project_s_own_over_https() -> None:
 def test_a_damaged_catalogue_is_our_own_fault(text: str) -> None:
     with pytest.raises(InternalError):
         parse(text)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_link_or_a_file_goes_and_what_it_points_to_stays(tmp_path: Path) -> None:
+    places = paths.from_environment({"STOKER_HOME": str(tmp_path / "home")})
+    places.runtimes.mkdir(parents=True)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine").write_text("x")
+    (places.runtimes / ".partial-1").symlink_to(other)
+    (places.runtimes / ".partial-2").symlink_to(tmp_path / "nowhere")
+    (places.runtimes / ".partial-3").write_text("x")
+
+    assert tidy.sweep(places) == 3
+    assert list(places.runtimes.iterdir()) == []
+    assert (other / "mine").exists()
 
 
 def test_the_sweep_takes_only_what_killed_installs_left(tmp_path: Path) -> None:

@@ -37,6 +37,15 @@ def test_damaged_and_strange_folders_are_told_and_not_used(places: Paths) -> Non
     assert all(one.reason for one in found.damaged)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="its file system has no such names")
+def test_a_name_that_no_json_can_carry_does_not_break_the_list(places: Paths) -> None:
+    places.runtimes.mkdir(parents=True, exist_ok=True)
+    for name in (b"bad\xff", b"red\x1b[31m", b"two\nlines"):
+        os.mkdir(os.path.join(os.fsencode(places.runtimes), name))  # noqa: PTH102, PTH118  # bytes
+
+    assert registry.installed(places.runtimes) == registry.Found()
+
+
 def test_nothing_installed_is_nothing_found(places: Paths) -> None:
     assert registry.installed(places.runtimes) == registry.Found()
 

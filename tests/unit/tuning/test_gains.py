@@ -51,9 +51,9 @@ def test_more_memory_is_named_with_the_context_that_it_brings() -> None:
     (gain,) = gains(found)
 
     assert gain.change == "memory"
-    extra = float(gain.text.split("GiB")[0].split()[-1])
-    plan = found.replan(int(extra * GIB))
-    less = found.replan(int((extra - 0.25) * GIB))
+    extra = float(gain.text.split(" GB")[0].split()[-1])
+    plan = found.replan(int(extra * 1e9))
+    less = found.replan(int((extra - 0.25) * 1e9))
     assert plan is not None
     assert plan.context >= 2 * found.plan.context
     assert less is None or less.context < 2 * found.plan.context
@@ -134,3 +134,32 @@ def test_at_most_four_are_named_the_greatest_first() -> None:
     found = prospect(big, hardware, tuned=False, offers=offers)
 
     assert changes_of(found) == ["gpu", "quota", "runtime", "memory"]
+
+
+def test_a_model_of_four_bits_is_not_told_to_become_one() -> None:
+    """A small model with a large vocabulary has more than six bits per weight in any file."""
+    small = dataclasses.replace(
+        EIGHT_B,
+        quantization="Q4_K_M",
+        parameters=268_000_000,
+        file_bytes=253_000_000,
+        layer_bytes=(60_000_000,),
+    )
+
+    assert "quantization" not in changes_of(prospect(small, machine()))
+
+
+def test_only_the_layers_of_a_file_become_smaller() -> None:
+    """The dictionary stays at six bits and more."""
+    whole = dataclasses.replace(EIGHT_B, quantization="Q8_0", file_bytes=8_540_000_000)
+    halved = dataclasses.replace(whole, layer_bytes=(4_270_000_000,))
+
+    (gain,) = gains(prospect(halved, machine(total=256 * GIB)))
+
+    assert "1.5 times as fast" in gain.text
+
+
+def test_a_file_of_one_parameter_is_no_division_by_zero() -> None:
+    odd = dataclasses.replace(EIGHT_B, quantization=None, parameters=1)
+
+    assert len(gains(prospect(odd, machine(total=256 * GIB)))) <= 4
