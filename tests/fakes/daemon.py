@@ -71,12 +71,21 @@ class Daemon:
                 stdout=output,
                 stderr=output,
             )
+        try:
+            self._wait_until_up(self.process)
+        except BaseException:  # nobody will call `stop`
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+            raise
+
+    def _wait_until_up(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_S
         while True:
             try:
                 self.status()
             except StokerError:
-                if self.process.poll() is not None or time.monotonic() > deadline:
+                if process.poll() is not None or time.monotonic() > deadline:
                     raise AssertionError((self.home / "daemon.out").read_text()) from None
                 time.sleep(0.02)
             else:

@@ -73,7 +73,8 @@ class FakeEngine:
     run: Path
     behaviour: Behaviour | None = None  # for all models; None: from the file's name
     by_model: Mapping[str, Behaviour] = field(default_factory=dict)
-    safe_mode: bool = False  # what `prepare` answers
+    needs_safe_mode: bool = False  # what `prepare` answers
+    tested: bool = True  # False: `prepare` would have to run a test
     prepare_error: StokerError | None = None
     name: str = "fake"
     runtime: str = "fake-1"
@@ -86,13 +87,17 @@ class FakeEngine:
         _ = measured_at
         return runtime in {"", self.runtime, *self.others}
 
+    def safe_mode(self, runtime: str = "") -> bool | None:
+        _ = runtime
+        return self.needs_safe_mode if self.tested else None
+
     async def prepare(self, model: Path, runtime: str = "") -> bool:
         _ = runtime
         self.prepared.append(model)
         await anyio.lowlevel.checkpoint()
         if self.prepare_error is not None:
             raise self.prepare_error
-        return self.safe_mode
+        return self.needs_safe_mode
 
     async def launch(self, plan: LaunchPlan, *, timeout_s: float) -> Worker:
         self.launches.append(plan)

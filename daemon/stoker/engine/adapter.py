@@ -53,6 +53,11 @@ class Adapter(ABC):
         _ = measured_at
         return runtime in {"", self.runtime}
 
+    def safe_mode(self, runtime: str = "") -> bool | None:
+        _ = runtime  # there is one
+        verdict = self.canary.verdict()
+        return None if verdict is None else verdict.safe_mode
+
     async def prepare(self, model: Path, runtime: str = "") -> bool:
         _ = runtime  # there is one
         self.check_supported()

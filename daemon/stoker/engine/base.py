@@ -106,6 +106,10 @@ class Engine(Protocol):
         """
         ...
 
+    def safe_mode(self, runtime: str = "") -> bool | None:
+        """What `prepare` would return at once; None when it would run a test. Blocking."""
+        ...
+
     async def prepare(self, model: Path, runtime: str = "") -> bool:
         """Test the runtime on this machine with `model`, once; later calls read the result.
 

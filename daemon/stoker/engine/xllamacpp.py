@@ -72,6 +72,11 @@ class XllamacppEngine(Adapter):
             raise RuntimeUnsupported(
                 msg, hint="Install Stoker again; no wheel may fit this system."
             )
+        if self._folder is not None and not (self._folder / _DISTRIBUTION).is_dir():
+            # Python would take the built-in package instead, and nobody would notice.
+            msg = f"The package of {self.runtime} is gone: {self._folder}."
+            hint = "Install it again, or go back with `stoker runtime rollback`."
+            raise RuntimeUnsupported(msg, hint=hint)
         missing = missing_flags(self._hardware.cpu)
         if missing:
             msg = f"This CPU lacks {', '.join(missing)}, which the built-in engine needs."

@@ -13,6 +13,7 @@ import anyio
 from anyio.to_thread import run_sync
 
 from stoker.engine.base import Engine
+from stoker.errors import MemoryShort
 from stoker.events import EventBus
 from stoker.hardware.facts import HardwareFacts
 from stoker.lifecycle import loading
@@ -87,8 +88,13 @@ class Basis:
         )
 
 
-async def look(means: Means, model: ModelId) -> Basis:
-    """Raises UnknownModel, BlobDamaged, GgufError, RuntimeUnsupported, CanaryFailed."""
+async def look(means: Means, model: ModelId, fits: Callable[[Basis], bool]) -> Basis:
+    """Raises UnknownModel, BlobDamaged, GgufError, RuntimeUnsupported, CanaryFailed.
+
+    An engine that was never tested here is tested first, when there is memory for it: its test
+    takes less than any plan does that fits. ``fits`` says whether such a plan fits now; when it
+    says no, others must leave first, and nothing is tested. Whatever it raises is raised.
+    """
     engine, settings = means.engine, means.settings
     loadable = await run_sync(loading.examine, means.store, model, abandon_on_cancel=True)
     hardware = await run_sync(means.hardware, abandon_on_cancel=True)
@@ -100,17 +106,41 @@ async def look(means: Means, model: ModelId) -> Basis:
     if tuned is not None and not engine.has(tuned.best.runtime, measured_at=tuned.at):
         tuned = None
     runtime = engine.runtime if tuned is None else tuned.best.runtime
+    if await run_sync(engine.safe_mode, runtime) is None:
+        survey = await _survey(means, digest, runtime)
+        basis = Basis(
+            loadable, hardware, loading.wishes(settings, safe_mode=False), runtime, tuned, survey
+        )
+        basis, testable = _settle(basis, settings, fits)
+        if not testable:
+            return basis
     safe_mode = await engine.prepare(loadable.path, runtime)
     if not engine.has(runtime):  # it failed its self-test, and another one took its place
         tuned, runtime = None, engine.runtime
         safe_mode = await engine.prepare(loadable.path, runtime)
-    survey = None
-    if means.known is not None:
-        survey = await run_sync(means.known.survey, digest, runtime)
+    survey = await _survey(means, digest, runtime)
     if anyio.current_time() - seen_at > _STALE_S:
         hardware = await run_sync(means.hardware, abandon_on_cancel=True)
     wanted = loading.wishes(settings, safe_mode=safe_mode)
     return Basis(loadable, hardware, wanted, runtime, tuned, survey)
+
+
+def _settle(
+    untested: Basis, settings: Settings, fits: Callable[[Basis], bool]
+) -> tuple[Basis, bool]:
+    """What to plan with as long as the engine is not tested, and whether to test it now."""
+    try:
+        return untested, fits(untested)
+    except MemoryShort:
+        safe = replace(untested, wanted=loading.wishes(settings, safe_mode=True), tuned=None)
+        fits(safe)
+        return safe, False  # it fits only without what the test is about
+
+
+async def _survey(means: Means, digest: Digest, runtime: str) -> Survey | None:
+    if means.known is None:
+        return None
+    return await run_sync(means.known.survey, digest, runtime)
 
 
 def digest_of(manifest: Manifest) -> Digest:

@@ -35,7 +35,7 @@ class Host(Protocol):
     def active(self) -> bool: ...
 
     @property
-    def promised_bytes(self) -> int: ...
+    def promised_with_load_bytes(self) -> int: ...
 
     def get(self, model: ModelId) -> Running | None: ...
 
@@ -84,6 +84,12 @@ class Renewals:
         if self._now is not None and self._now.model == model:
             self._now.scope.cancel()
 
+    async def give_way(self) -> None:
+        """Give up the one on its way; return when nothing is left of its worker."""
+        if self._now is not None:
+            self._now.scope.cancel()
+            await asyncio.shield(self._now.done)
+
     async def renew(self, model: ModelId) -> bool:
         """Whether another worker serves the model now."""
         async with self._turn:
@@ -98,7 +104,7 @@ class Renewals:
             except asyncio.CancelledError:
                 one.scope.cancel()
                 with anyio.CancelScope(shield=True):  # a worker that starts is ended in seconds
-                    await one.done
+                    await asyncio.shield(one.done)
                 raise
 
     async def _carry_out(self, one: _Renewal) -> None:
@@ -120,8 +126,11 @@ class Renewals:
             self._host.settle()
 
     async def _replace(self, one: _Renewal) -> bool:
-        basis = await look(self._means, one.model)
-        one.plan = plan_beside(basis, one.old, self._host.promised_bytes)
+        def plan(basis: Basis) -> LaunchPlan | None:
+            return plan_beside(basis, one.old, self._host.promised_with_load_bytes)
+
+        basis = await look(self._means, one.model, lambda basis: plan(basis) is not None)
+        one.plan = plan(basis)
         if one.plan is None:
             return False
         new = await self._host.start_worker(basis.loadable, one.plan)
@@ -146,11 +155,12 @@ def plan_beside(basis: Basis, old: Running, promised_bytes: int) -> LaunchPlan |
         return None
     same_file = plan.model_path == old.plan.model_path  # then both map the same pages
     beside = promised_bytes - (old.plan.memory.weights_bytes if same_file else 0)
-    room = basis.choose(
-        promised_bytes=beside, context=plan.context, parallel=plan.parallel
-    ).plan.memory.anonymous_bytes
-    need = plan.memory.anonymous_bytes
+    fitting = basis.choose(promised_bytes=beside, context=plan.context, parallel=plan.parallel).plan
+    room, need = fitting.memory.anonymous_bytes, plan.memory.anonymous_bytes
     if room < need:
+        enough = fitting.cache_ram_mib >= old.plan.cache_ram_mib  # a larger one would be welcome
+        if enough and settings_of(fitting) == settings_of(plan):
+            return fitting
         message = f"{plan.model_id} needs {need} bytes beside its present worker, and {room} fit"
         raise MemoryShort(message, needed_bytes=need, available_bytes=room)
     return plan

@@ -144,6 +144,7 @@ class Lifecycle:
             return
         log.info("drain_forced", in_flight=self._scheduler.in_flight)
         self._dispatch(self._scheduler.on_cut(self._clock()))
+        self._workers.stop_all()
         with anyio.move_on_after(_GONE_TIMEOUT_S):
             await self._until(lambda: self._workers.none_left)
 
@@ -287,6 +288,7 @@ class Lifecycle:
             await self._until(lambda: self._workers.is_gone(model))
             return
         self._dispatch(self._scheduler.on_unload(model, self._clock(), force=True))
+        self._workers.stop(model)  # also one that the scheduler does not know any more
         with anyio.fail_after(_GONE_TIMEOUT_S):
             await self._until(lambda: self._workers.is_gone(model))
 

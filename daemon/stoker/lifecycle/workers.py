@@ -16,11 +16,18 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from stoker.engine.upstream import Upstream
 from stoker.engine.worker import failure
-from stoker.errors import BlobDamaged, CapacityError, InternalError, StokerError, WorkerTimeout
+from stoker.errors import (
+    BlobDamaged,
+    CapacityError,
+    InternalError,
+    MemoryShort,
+    StokerError,
+    WorkerTimeout,
+)
 from stoker.lifecycle.effects import Effect, Plan
 from stoker.lifecycle.eviction import Choice
 from stoker.lifecycle.loading import Loadable
-from stoker.lifecycle.planning import Means, look
+from stoker.lifecycle.planning import Basis, Means, look
 from stoker.lifecycle.renewal import Renewals
 from stoker.lifecycle.running import Job, Running
 from stoker.lifecycle.scheduler import Scheduler
@@ -104,6 +111,12 @@ class Workers:
         return loaded + self._renewals.promised_bytes
 
     @property
+    def promised_with_load_bytes(self) -> int:
+        """As `promised_bytes`, with all that the load on its way was planned to take."""
+        plan = self._job.plan if self._job is not None else None
+        return self.promised_bytes + (plan.memory.total_bytes if plan is not None else 0)
+
+    @property
     def loading(self) -> bool:
         return self._job is not None
 
@@ -159,6 +172,10 @@ class Workers:
             if name == model:
                 self._end(running)
 
+    def stop_all(self) -> None:
+        for model in {name for name, _ in self.all()}:
+            self.stop(model)
+
     def release(self, running: Running) -> None:
         """A lease on it has ended: a retired one stops with its last."""
         running.leases -= 1
@@ -202,9 +219,25 @@ class Workers:
         self._aborted(job)
 
     async def _plan(self, job: Job, effect: Plan) -> Choice[LaunchPlan]:
-        basis = await look(self._means, job.model)
+        """A renewal gives way when it is in the way of somebody who waits."""
+        try:
+            choice = await self._choose(job, effect)
+        except MemoryShort:
+            if not self._renewals.active:
+                raise
+        else:
+            if not choice.victims or not self._renewals.active:
+                return choice
+        await self._renewals.give_way()
+        return await self._choose(job, effect)
+
+    async def _choose(self, job: Job, effect: Plan) -> Choice[LaunchPlan]:
+        def choose(basis: Basis) -> Choice[LaunchPlan]:
+            return basis.choose(promised_bytes=self.promised_bytes, candidates=effect.candidates)
+
+        basis = await look(self._means, job.model, lambda basis: not choose(basis).victims)
         job.loadable = basis.loadable
-        return basis.choose(promised_bytes=self.promised_bytes, candidates=effect.candidates)
+        return choose(basis)
 
     async def _do_launch(self, job: Job) -> None:
         with job.scope:

@@ -58,7 +58,7 @@ class Front:
         self._shelf = shelf
         self._start = start
         self._gave_up = gave_up
-        self._live: Counter[str] = Counter()  # workers per runtime
+        self._live: Counter[str] = Counter()  # workers per runtime, those included that start
         self._left = anyio.Event()
         self._faults: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_MOST_FAULTS))
 
@@ -73,6 +73,9 @@ class Front:
     def has(self, runtime: str, *, measured_at: str | None = None) -> bool:
         return self._shelf.has(runtime, measured_at=measured_at)
 
+    def safe_mode(self, runtime: str = "") -> bool | None:
+        return self._shelf.find(self._named(runtime)).adapter.safe_mode()
+
     async def prepare(self, model: Path, runtime: str = "") -> bool:
         name = self._named(runtime)
         try:
@@ -85,6 +88,8 @@ class Front:
 
     async def launch(self, plan: LaunchPlan, *, timeout_s: float) -> Worker:
         name = self._named(plan.runtime)
+        if plan.runtime not in {"", name}:  # it is gone since; what it can do was planned with
+            plan = await self._for_another(name, plan)
         try:
             return await self._launch(name, plan, timeout_s)
         except (WorkerFailed, RuntimeUnsupported) as error:
@@ -106,26 +111,36 @@ class Front:
     ) -> Worker:
         """The same load in another runtime. Raises the first error when that fails as well."""
         try:
-            safe_mode = await self._shelf.find(name).adapter.prepare(plan.model_path)
-            plan = replace(plan, extra_buffers=plan.extra_buffers and not safe_mode)
-            return await self._launch(name, plan, timeout_s)
+            return await self._launch(name, await self._for_another(name, plan), timeout_s)
         except EngineError as error:
             log.info("other_runtime_failed_too", runtime=name, reason=error.message)
             raise why from error
 
+    async def _for_another(self, name: str, plan: LaunchPlan) -> LaunchPlan:
+        """The plan as this runtime can carry it out. Raises RuntimeUnsupported, CanaryFailed."""
+        safe_mode = await self._shelf.find(name).adapter.prepare(plan.model_path)
+        return replace(plan, extra_buffers=plan.extra_buffers and not safe_mode)
+
     async def _launch(self, name: str, plan: LaunchPlan, timeout_s: float) -> Worker:
         adapter = self._shelf.find(name).adapter
-        worker = await adapter.launch(replace(plan, runtime=name), timeout_s=timeout_s)
-        self._live[name] += 1
+        self._live[name] += 1  # from now on: nobody deletes the program under a start
+        try:
+            worker = await adapter.launch(replace(plan, runtime=name), timeout_s=timeout_s)
+        except BaseException:
+            self._gone(name)
+            raise
         self._start(self._watch, name, worker)
         return worker
+
+    def _gone(self, name: str) -> None:
+        self._live[name] -= 1
+        self._left.set()
+        self._left = anyio.Event()
 
     async def _watch(self, name: str, worker: Worker) -> None:
         """Count its workers, and those that died of the runtime itself."""
         report = await worker.wait()
-        self._live[name] -= 1
-        self._left.set()
-        self._left = anyio.Event()
+        self._gone(name)
         if report.kind not in _FAULTS or name == self._shelf.built_in:
             return
         faults, now = self._faults[name], time.monotonic()

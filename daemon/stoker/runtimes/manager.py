@@ -7,7 +7,6 @@ change over one after another, while they serve. The built-in one is always ther
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
@@ -59,6 +58,8 @@ log = structlog.get_logger(__name__)
 
 Install = Callable[..., Awaitable[Runtime]]
 
+# One that is being loaded was planned for the runtime of a moment ago.
+_SERVED: Final = frozenset((ModelState.READY, ModelState.LOADING))
 _TELL_EVERY_S: Final = 0.5  # of an install's progress
 
 
@@ -102,7 +103,8 @@ class Runtimes:
         self._changing_over = anyio.Lock()
         front = Front(self._shelf, self._start, self._gave_up)
         self._front = front
-        self.has, self.prepare, self.launch = front.has, front.prepare, front.launch
+        self.has, self.safe_mode = front.has, front.safe_mode
+        self.prepare, self.launch = front.prepare, front.launch
 
     @property
     def name(self) -> str:
@@ -152,8 +154,7 @@ class Runtimes:
         """What the self-test found, if there was one; runs none. Blocking."""
         _ = model  # the verdict is for the runtime
         name = runtime if self._shelf.knows(runtime) else self._shelf.current
-        verdict = self._shelf.find(name).adapter.canary.verdict()
-        return verdict is not None and verdict.safe_mode
+        return self._shelf.find(name).adapter.safe_mode() is True
 
     def problems(self) -> tuple[str, ...]:
         """What is wrong and what to do about it, a line each."""
@@ -296,36 +297,62 @@ class Runtimes:
 
     async def _test(self, job: Job, *, force: bool) -> None:
         """Self-test, then speed; take it when it is better. Raises RuntimeRejected."""
-        item = self._shelf.find(job.name or "")
+        name, before = job.name or "", self._shelf.current
         model = await run_sync(self._tester.model)
         if model is None:
             return  # the view says so; `_follow` tests it when a model comes
         self._step(job, 0.0, "testing whether it computes correctly")
-        if not await self._tester.is_sound(item, model):
+        if not await self._tester.is_sound(self._shelf.find(name), model):
+            return
+        if self._shelf.current == name:  # it waited for nothing but the test
+            self._tell(name, before)
+            self._change_over()
+        if before == name:
             return
         self._step(job, 0.5, "measuring it against the runtime that serves")
-        found = await self._tester.against_current(self._shelf.find(item.runtime.name), model)
-        if self._shelf.fixed == item.runtime.name:  # it waited for nothing but the test
-            self._tell(item.runtime.name)
-            self._change_over()
-        if self._shelf.state.held or self._shelf.fixed is not None:
+        found = await self._tester.compared(self._shelf.find(name), before, model)
+        state = self._shelf.state
+        if self._shelf.fixed is not None or state.held:
             return
         if force or (found is not None and found.faster):
-            await self._switch(item.runtime.name, chosen=force)
+            if force or name != self._shelf.current:
+                await self._switch(name, chosen=force)
         elif found is not None:
-            record = self._shelf.record(item.runtime.name)
-            message = f"{item.runtime.name} is not faster here: {record.message if record else ''}"
-            raise RuntimeRejected(message, reason="slower", speedup=round(found.speedup, 3))
+            await self._reject(name, before, found.speedup)
+
+    async def _reject(self, name: str, before: str, speedup: float) -> None:
+        """Slower than the one that served. Raises RuntimeRejected, unless the user chose it."""
+        if name == self._shelf.current:
+            if self._shelf.state.chosen:
+                return
+            await self._switch(before, chosen=False)
+        record = self._shelf.record(name)
+        message = f"{name} is not faster here: {record.message if record else ''}"
+        raise RuntimeRejected(message, reason="slower", speedup=round(speedup, 3))
 
     def _step(self, job: Job, progress: float, note: str) -> None:
         job.testing, job.progress, job.note = True, progress, note
         self._tell_job(job, at_once=True)
 
     async def _test_now(self, item: Item) -> None:
-        """For a user who wants to use it. Raises RuntimeRejected, RuntimeUnsupported."""
-        self._check_free()
+        """For a user who wants to use it.
+
+        Raises RuntimeRejected, RuntimeUnsupported, MemoryShort, MachineBusy.
+        """
         model = await run_sync(self._tester.model)
-        if model is None or not await self._tester.is_sound(item, model):
+        sound = False
+
+        async def work() -> None:
+            nonlocal sound
+            self._step(job, 0.0, "testing whether it computes correctly")
+            sound = model is not None and await self._tester.is_sound(item, model)
+
+        self._check_free()
+        job = self._begin(Job(item.runtime.kind, name=item.runtime.name))
+        await self._carry_out(job, work)
+        if job.error is not None:
+            raise job.error
+        if not sound:
             message = f"{item.runtime.name} has not been tested on this machine yet"
             raise RuntimeUnsupported(message, hint="Pull a model first; the test needs one.")
 
@@ -371,7 +398,7 @@ class Runtimes:
             return
         async with self._changing_over:
             for model, state in tuple(self._lifecycle.states().items()):
-                if state is ModelState.READY:
+                if state in _SERVED:
                     await self._lifecycle.renew(model)
 
     def _folder_of(self, name: str) -> Path:
@@ -416,4 +443,4 @@ def _delete(folder: Path) -> None:
     hidden = folder.with_name(f"{tidy.PARTIAL}{token_hex(6)}")
     with disk.wrapped("remove a runtime", folder):
         folder.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+    tidy.discard(hidden)  # also a link or a file that somebody put there

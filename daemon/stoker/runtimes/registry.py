@@ -81,6 +81,9 @@ def installed(folder: Path) -> Found:
     except OSError:
         return Found()  # nothing was ever installed
     for entry in entries:
+        if not entry.name.isprintable():  # no JSON can carry it, and nobody could type it
+            log.warning("runtime_skipped", name=ascii(entry.name), reason="a name of no runtime")
+            continue
         try:
             runtimes.append(read(entry))
         except DamagedRuntime as error:

@@ -6,6 +6,7 @@ testing or switching (`manager`, `trial`).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -51,7 +52,8 @@ class Shelf:
         self._fixed = settings.runtime
         self._make = make
         self._writing = anyio.Lock()
-        self._items: dict[str, Item] = {}
+        self._items: dict[str, Item] = {}  # replaced, never changed: the loop's thread reads it
+        self._changing = threading.Lock()
         self.damaged: tuple[Damaged, ...] = ()
         self.state = registry.read_state(places.runtime_state)
         own = registry.built_in()
@@ -63,29 +65,31 @@ class Shelf:
 
     def rescan(self) -> None:
         """Look into the folder again. Blocking."""
-        found = registry.installed(self._places.runtimes)
-        self.damaged = found.damaged
-        gone = {
-            name
-            for name, item in self._items.items()
-            if item.runtime.folder is not None and item.runtime not in found.runtimes
-        }
-        for name in gone:
-            del self._items[name]
-        for runtime in found.runtimes:
-            if runtime.name not in self._items:
-                self.add(runtime)
+        with self._changing:
+            found = registry.installed(self._places.runtimes)
+            kept = {
+                name: item
+                for name, item in self._items.items()
+                if item.runtime.folder is None or item.runtime in found.runtimes
+            }
+            new = (one for one in found.runtimes if one.name not in kept)
+            self._items = kept | {one.name: self._item(one) for one in new}
+            self.damaged = found.damaged
 
     def add(self, runtime: Runtime) -> None:
         """Blocking: it reads whether the self-test passed before."""
+        with self._changing:
+            self._items = {**self._items, runtime.name: self._item(runtime)}
+
+    def _item(self, runtime: Runtime) -> Item:
         adapter = self._make(runtime, self._places, self._hardware)
         verdict = adapter.canary.verdict()
         sound = verdict is not None and not verdict.safe_mode
         tested = runtime.kind == "builtin" or sound
-        self._items[runtime.name] = Item(runtime, adapter, tested)
+        return Item(runtime, adapter, tested)
 
     def items(self) -> Iterator[Item]:
-        return iter(tuple(self._items.values()))
+        return iter(self._items.values())
 
     def find(self, name: str) -> Item:
         """Raises UnknownRuntime."""

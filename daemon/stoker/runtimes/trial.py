@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import structlog
 from anyio.to_thread import run_sync
 
-from stoker.errors import CanaryFailed, LabFailed, RuntimeRejected, RuntimeUnsupported
+from stoker.errors import (
+    CanaryFailed,
+    LabFailed,
+    MemoryShort,
+    RuntimeRejected,
+    RuntimeUnsupported,
+)
 from stoker.hardware.facts import HardwareFacts
+from stoker.hardware.probe import probe
 from stoker.runtimes import registry
 from stoker.runtimes.compare import Compare, Comparison, Contender
 from stoker.runtimes.registry import Record
 from stoker.runtimes.shelf import Item, Shelf
+from stoker.store.facts import model_facts
+from stoker.store.gguf import read_header
 from stoker.store.manifest import Manifest
 from stoker.store.store import Store
+from stoker.tuning.launch import Wishes
+from stoker.tuning.plan import make_plan
 from stoker.types import Capability
 
 log = structlog.get_logger(__name__)
 
+_CELLS: Final = 1024  # tokens; as many as the self-test and a measurement use
 _SPEAKS = frozenset((Capability.CHAT, Capability.COMPLETION))
 
 
@@ -42,9 +56,11 @@ class Tester:
     async def is_sound(self, item: Item, model: Path) -> bool:
         """False when the test says nothing, for reasons of its own.
 
-        Raises RuntimeRejected, and remembers it, when the runtime fails it on this machine.
+        Raises RuntimeRejected, and remembers it, when the runtime fails it on this machine, and
+        MemoryShort when there is too little memory to try.
         """
         name = item.runtime.name
+        await run_sync(self._check_room, model, 1)
         try:
             item.adapter.check_supported()
             finding = await item.adapter.canary.examine(model, self.hardware.effective_cpus)
@@ -60,10 +76,10 @@ class Tester:
         await self.shelf.retest(name)
         return finding is not None
 
-    async def against_current(self, item: Item, model: Path) -> Comparison | None:
+    async def compared(self, item: Item, against: str, model: Path) -> Comparison | None:
         """None when one of the two cannot be measured. Remembers what came of it."""
         new = registry.library(item.runtime)
-        current = self.shelf.find(self.shelf.current)
+        current = self.shelf.find(against)
         old = registry.library(current.runtime)
         if new is None or old is None:
             await self._not_measured(item, current, "there is no library to measure")
@@ -71,10 +87,11 @@ class Tester:
         verdict = await run_sync(current.adapter.canary.verdict)
         safe = verdict is not None and verdict.safe_mode
         try:
+            await run_sync(self._check_room, model, 2)
             found = await self.compare(
                 Contender(new), Contender(old, extra_buffers=not safe), model
             )
-        except LabFailed as error:
+        except (LabFailed, MemoryShort) as error:
             await self._not_measured(item, current, error.message)
             return None
         record = Record(
@@ -84,6 +101,25 @@ class Tester:
         )
         await self.shelf.remember(item.runtime.name, record)
         return found
+
+    def _check_room(self, model: Path, workers: int) -> None:
+        """Raises MemoryShort unless so many small workers fit in what is free. Blocking."""
+        with model.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            facts = model_facts(read_header(stream, size), size)
+        hardware, wanted = probe(), Wishes(context=_CELLS, parallel=1)
+        first = make_plan("test", model, facts, hardware, wanted).memory.anonymous_bytes
+        if workers > 1:
+            memory, limits = hardware.memory, hardware.limits
+            others, room = first * (workers - 1), limits.memory_headroom_bytes
+            free = max(0, memory.available_bytes - others)
+            room = None if room is None else max(0, room - others)
+            hardware = replace(
+                hardware,
+                memory=replace(memory, available_bytes=free),
+                limits=replace(limits, memory_headroom_bytes=room),
+            )
+            make_plan("test", model, facts, hardware, wanted)
 
     async def _not_measured(self, item: Item, current: Item, why: str) -> None:
         name = item.runtime.name
