@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from typing import Final
 
 from stoker.engine.lab import open_lab
+from stoker.runtimes.compare import Bench as Comparing
+from stoker.runtimes.compare import Contender
 from stoker.tuner.gate import Gate
 from stoker.tuner.job import Basis, Job, trial_of
 from stoker.tuner.labs import labs_for
@@ -36,16 +38,35 @@ class Outcome:
     wall_s: float  # with loading and closing
 
 
+async def in_use(place: Place, model: Model) -> tuple[str, float]:
+    """The runtime that its installation would have left in use, and its speedup.
+
+    As in the daemon, each is measured against the one before it, and taken when it is faster.
+    """
+    current, gained = place.built_in, 1.0
+    bench = Comparing(place.paths.worker_cwd, place.hardware.effective_cpus)
+    for name in place.runtimes:
+        if name != current:
+            new, old = (
+                Contender(place.library(one), one not in place.safe) for one in (name, current)
+            )
+            found = await bench.compare(new, old, model.path)
+            if found.faster:
+                current, gained = name, gained * found.speedup
+    return current, gained
+
+
 async def search(
     place: Place,
     model: Model,
     *,
+    runtime: str = "",
     profile: Profile = "chat",
     budget_s: float = BUDGET_S,
     told: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
-    """Search among all runtimes of the place, the built-in one first, as after a first load."""
-    basis = _basis(place, model, profile)
+    """Search among all runtimes of the place, as after a first load under this one."""
+    basis = _basis(place, model, profile, runtime or place.built_in)
     job = Job(ModelId.parse(f"bench/{model.name}"), _NO_DIGEST, profile, budget_s=budget_s)
     job.basis = basis
     start = time.monotonic()
@@ -90,8 +111,9 @@ def _wishes(place: Place, profile: Profile) -> Wishes:
     return replace(place.wishes(place.built_in), profile=profile)
 
 
-def _basis(place: Place, model: Model, profile: Profile) -> Basis:
-    plan = place.plan(model, wishes=_wishes(place, profile))
+def _basis(place: Place, model: Model, profile: Profile, runtime: str) -> Basis:
+    plan = place.plan(model, runtime, wishes=_wishes(place, profile))
     key = keys.tuning_key(place.hardware)
     safe = frozenset(place.safe)
-    return Basis(key, profile, place.runtimes, safe, model.path, plan, trial_of(plan))
+    runtimes = tuple(sorted(place.runtimes, key=lambda name: name != runtime))
+    return Basis(key, profile, runtimes, safe, model.path, plan, trial_of(plan))

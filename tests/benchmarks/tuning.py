@@ -3,10 +3,10 @@
     python -m tests.benchmarks.tuning [--model starter|gemma|both] [--quick] [--json FILE]
 
 In one session for each model: an exhaustive grid (threads, threads for batches, ubatch, flash
-attention, runtime), the product's own search, then rounds in which the best of the grid, the tuned
-plan and the defaults of each runtime take turns. All are real workers, asked over HTTP. Takes 20
-minutes a model on two idle cores; what other programs use meanwhile is shown. Exits 1 when a bound
-is missed.
+attention, runtime), the product's own choice of a runtime and its search, then rounds in which the
+best of the grid, the tuned plan and the defaults of each runtime take turns. All are real workers,
+asked over HTTP. Takes 20 minutes a model on two idle cores; what other programs use meanwhile is
+shown. Exits 1 when a bound is missed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stoker.tuner.job import trial_of
 from stoker.tuning.search import BUDGET_S
 from tests.benchmarks import grid
 from tests.benchmarks.grid import Bench, Subject, words
-from tests.benchmarks.searching import Outcome, search
+from tests.benchmarks.searching import Outcome, in_use, search
 from tests.benchmarks.speeds import METRICS, Figures, Load
 from tests.benchmarks.workers import MODELS, Model, Place, chosen, place
 
@@ -69,9 +69,11 @@ async def compare(where: Place, model: Model, *, quick: bool, budget_s: float) -
     await where.prepare(model)
     everything = grid.subjects(where, model, quick=quick)
     scores = await grid.first_passes(bench, everything, grid.anchor_of(where, model))
-    tell(f"searching, for at most {budget_s:.0f} s")
-    outcome = await search(where, model, budget_s=budget_s, told=tell)
+    current, gained = await in_use(where, model)
+    tell(f"in use: {current} ({gained:.2f} times the built-in one); searching, {budget_s:.0f} s")
+    outcome = await search(where, model, runtime=current, budget_s=budget_s, told=tell)
     plan = where.plan(model, outcome.tuned.best.runtime, tuned=outcome.tuned)
+    tell(f"found: {words(trial_of(plan))}")
     tuned = Subject(_TUNED, plan.runtime, plan)
     defaults = [Subject(f"defaults of {name}", name, None) for name in where.runtimes]
     best = grid.finalists(scores)

@@ -24,6 +24,8 @@ from stoker.tuning.launch import Speeds, Trial
 ROUNDS: Final = 5  # medians of fewer follow a single disturbance
 LEAST_GAIN: Final = 1.03  # below it the difference is noise, and a change is not worth its risk
 LEAST_SPEED: Final = 0.98  # no harm: not one of the three may fall below this
+_SIGMA: Final = 1.4826  # of a normal distribution, over its median deviation
+_MEDIAN_ERROR: Final = 1.2533  # of a median over a mean, for many rounds
 _PATIENCE_S: Final = 90.0  # for idle moments, in all
 _PROMPT: Final = 256  # tokens
 _GENERATE: Final = 24
@@ -44,7 +46,7 @@ class Comparison:
     """The new one against the old one; above 1 is faster."""
 
     speedup: float  # geometric mean of the three
-    worst: float  # of the three
+    worst: float  # of the three, at the upper end of its error: how bad it surely is
     new: Speeds
     old: Speeds
 
@@ -57,22 +59,37 @@ Compare = Callable[[Contender, Contender, Path], Awaitable[Comparison]]
 
 
 def judge(new: Sequence[Speeds], old: Sequence[Speeds]) -> Comparison:
-    """Medians against medians. Pure."""
-    ours, theirs = _median(new), _median(old)
+    """Both measured in the same rounds. Pure.
+
+    What the machine did meanwhile met both of a round, so the medians of the rounds' ratios count.
+    """
     ratios = [
-        ours.prefill_tokens_per_s / theirs.prefill_tokens_per_s,
-        ours.decode_tokens_per_s / theirs.decode_tokens_per_s,
-        ours.batch_tokens_per_s / theirs.batch_tokens_per_s,
+        [ours / theirs for ours, theirs in zip(*speeds, strict=True)]
+        for speeds in zip(_columns(new), _columns(old), strict=True)
     ]
-    return Comparison(math.prod(ratios) ** (1 / len(ratios)), min(ratios), ours, theirs)
+    usual = [statistics.median(column) for column in ratios]
+    highest = [middle + _error(column) for middle, column in zip(usual, ratios, strict=True)]
+    speedup = math.prod(usual) ** (1 / len(usual))
+    return Comparison(speedup, min(highest), _median(new), _median(old))
 
 
-def _median(speeds: Sequence[Speeds]) -> Speeds:
-    return Speeds(
-        statistics.median(one.prefill_tokens_per_s for one in speeds),
-        statistics.median(one.decode_tokens_per_s for one in speeds),
-        statistics.median(one.batch_tokens_per_s for one in speeds),
+def _columns(runs: Sequence[Speeds]) -> tuple[list[float], ...]:
+    return (
+        [one.prefill_tokens_per_s for one in runs],
+        [one.decode_tokens_per_s for one in runs],
+        [one.batch_tokens_per_s for one in runs],
     )
+
+
+def _error(ratios: Sequence[float]) -> float:
+    """Two standard errors of the median, from the median deviation: one bad round is no news."""
+    middle = statistics.median(ratios)
+    spread = _SIGMA * statistics.median(abs(one - middle) for one in ratios)
+    return 2 * _MEDIAN_ERROR * spread / math.sqrt(len(ratios))
+
+
+def _median(runs: Sequence[Speeds]) -> Speeds:
+    return Speeds(*(statistics.median(column) for column in _columns(runs)))
 
 
 class Bench:

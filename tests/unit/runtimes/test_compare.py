@@ -135,3 +135,32 @@ def test_medians_forget_one_disturbance() -> None:
 
     assert found.speedup == pytest.approx(1)
     assert not found.faster
+
+
+def test_noise_alone_is_no_harm() -> None:
+    """Rounds that scatter by a tenth around "the same" hide no gain in another speed."""
+    noise = [0.9, 1.08, 0.95, 1.1, 0.94]
+    new = [Speeds(130, 10 * one, 33) for one in noise]
+    old = [Speeds(100, 10, 30)] * len(noise)
+
+    assert judge(new, old).faster
+
+
+def test_a_speed_that_is_surely_lower_is_harm() -> None:
+    new = [Speeds(150, 9.0 + 0.05 * one, 40) for one in range(5)]
+    old = [Speeds(100, 10, 30)] * 5
+
+    assert not judge(new, old).faster
+
+
+def test_what_slows_both_in_a_round_counts_for_neither() -> None:
+    old = [Speeds(100 * one, 10 * one, 30 * one) for one in (1, 0.5, 0.9, 0.3, 1)]
+    new = [
+        Speeds(one.prefill_tokens_per_s * 1.2, one.decode_tokens_per_s, one.batch_tokens_per_s)
+        for one in old
+    ]
+
+    found = judge(new, old)
+
+    assert found.speedup == pytest.approx(1.2 ** (1 / 3))
+    assert found.worst == pytest.approx(1)
