@@ -22,6 +22,9 @@ from hypothesis import HealthCheck, settings
 from tests.fakes.gemma import GemmaMissing, gemma_path
 from tests.fakes.starter import StarterMissing, starter_path
 
+# Who runs the tests may have a narrow terminal, and pytest-xdist passes its width on.
+os.environ.pop("COLUMNS", None)
+
 # A busy machine is slow, which says nothing about the code under test.
 settings.register_profile("stoker", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("stoker")
