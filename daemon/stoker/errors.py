@@ -53,11 +53,15 @@ StokerError
 │   ├── WorkerFailed            a worker ended on its own; carries the classified reason
 │   ├── WorkerTimeout           a worker was not ready in time
 │   └── WorkerLost              a worker went away in the middle of a request
+├── UpstreamError           another server that requests are routed to
+│   ├── UpstreamDown            it does not answer
+│   └── UpstreamRefused         it does not take our key
 ├── CapacityError           not now, or not on this machine
 │   ├── MemoryShort             does not fit in the memory that is free
 │   ├── MachineBusy             a build or a measurement runs already
 │   ├── QueueFull               too many requests are waiting
 │   ├── WaitTimeout             waited too long for a model
+│   ├── Overtaken               the user chose another model meanwhile
 │   ├── ServerOff               the server is switched off
 │   └── ShuttingDown            the daemon is stopping
 └── DaemonError             the daemon itself, as its clients see it
@@ -378,6 +382,24 @@ class WorkerLost(EngineError):
     hint = "The engine stopped in the middle; send the request again."
 
 
+# --- another server --------------------------------------------------------------------------
+
+
+class UpstreamError(StokerError):
+    code = "upstream_error"
+    hint = "The other server's own log says more; `stoker status` shows whether it is up."
+
+
+class UpstreamDown(UpstreamError):
+    code = "upstream_down"
+    hint = "Start the other server, or remove it from `upstreams` in config.toml."
+
+
+class UpstreamRefused(UpstreamError):
+    code = "upstream_refused"
+    hint = "Set its key in config.toml: `key` or `key_file` of this upstream."
+
+
 # --- not now, or not on this machine ---------------------------------------------------------
 
 
@@ -402,6 +424,10 @@ class QueueFull(CapacityError):
 
 class WaitTimeout(CapacityError):
     code = "wait_timeout"
+
+
+class Overtaken(CapacityError):
+    code = "overtaken"
 
 
 class ServerOff(CapacityError):

@@ -82,6 +82,21 @@ class Paths:
         return self.state / "last-served.json"
 
     @property
+    def default_model(self) -> Path:
+        """The model that the user changed to: requests that name none go there."""
+        return self.state / "default.json"
+
+    @property
+    def rungs(self) -> Path:
+        """Which models were held back after crashes, and how far."""
+        return self.state / "rungs.json"
+
+    @property
+    def conversations(self) -> Path:
+        """What models computed of the last conversations; 0700, its files 0600."""
+        return self.state / "conversations"
+
+    @property
     def pulls(self) -> Path:
         """Pulls that had not ended when the daemon stopped."""
         return self.state / "pulls.json"

@@ -49,6 +49,8 @@ class ServerView(Wire):
 class MemoryView(Wire):
     predicted_bytes: int
     resident_bytes: int | None
+    peak_bytes: int | None = None  # the most this worker ever took
+    correction: float | None = None  # predictions are multiplied by it; learnt from peaks
 
 
 class ModelView(Wire):
@@ -67,6 +69,13 @@ class ModelView(Wire):
     queued: int = 0
     expires_in_s: float | None = None
     load_s: float | None = None  # how long its last load took
+    expected_load_s: float | None = None  # how long the next one will take, about
+    loading_s: float | None = None  # how long it has been loading; None when it is not
+    default: bool = False  # requests that name no model go there
+    pinned: bool = False  # never evicted, never unloaded for being idle
+    priority: int = 0
+    kv_used: float | None = None  # share of its conversation memory, 0 to 1; None: not known
+    rung: int = 0  # of the crash ladder; 0: nothing is held back
     error: ErrorView | None = None
 
 
@@ -96,6 +105,18 @@ class PullView(Wire):
     error: ErrorView | None = None
 
 
+class UpstreamView(Wire):
+    """Another server whose models are served here."""
+
+    name: str
+    base_url: str
+    state: Literal["unknown", "up", "down"]
+    models: tuple[str, ...] = ()  # as they are listed here: NAME/MODEL
+    in_flight: int = 0
+    latency_s: float | None = None  # of the last check
+    error: ErrorView | None = None  # why it is down
+
+
 class StatusView(Wire):
     daemon: DaemonView
     server: ServerView
@@ -103,6 +124,8 @@ class StatusView(Wire):
     resources: ResourcesView
     pulls: tuple[PullView, ...] = ()
     problems: tuple[str, ...] = ()  # what is wrong and what to do about it, a line each
+    default: str | None = None  # where requests go that name no model
+    upstreams: tuple[UpstreamView, ...] = ()
 
 
 # --- the store -------------------------------------------------------------------------------
@@ -260,7 +283,15 @@ class LoadRequest(Wire):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Annotated[str, Field(min_length=1, max_length=300)]
-    keep_alive_s: Annotated[float, Field(ge=-1)] | None = None
+    keep_alive_s: Annotated[float, Field(ge=-1, allow_inf_nan=False)] | None = None
+    pin: bool | None = None  # None: as it is
+
+
+class PinRequest(Wire):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Annotated[str, Field(min_length=1, max_length=300)]
+    pinned: Annotated[bool, Strict()] = True
 
 
 class ModelRequest(Wire):
@@ -328,6 +359,20 @@ class DaemonChanged(Wire):
     daemon: DaemonView
 
 
+class DefaultChanged(Wire):
+    """Requests that name no model go to another one now."""
+
+    type: Literal["default"] = "default"
+    model: str | None
+
+
+class UpstreamChanged(Wire):
+    """Another server went up or down, or has other models."""
+
+    type: Literal["upstream"] = "upstream"
+    upstream: UpstreamView
+
+
 class RuntimeChanged(Wire):
     """A runtime is being installed, was installed, removed, or became the current one."""
 
@@ -352,6 +397,8 @@ Event = Annotated[
     | StoreChanged
     | ServerChanged
     | DaemonChanged
+    | DefaultChanged
+    | UpstreamChanged
     | RuntimeChanged
     | TuneChanged
     | Goodbye,

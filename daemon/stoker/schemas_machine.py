@@ -55,6 +55,7 @@ class PlanMemoryView(Wire):
     usable_bytes: int  # what may be used now
     reserved_bytes: int  # what stays free for other programs
     label: Label  # "calibrated" from a dry run, "estimated" from formulas
+    learnt_bytes: int = 0  # more, or less, than computed: what its workers really took
     gpu_bytes: int = 0  # on the GPU; not part of the total
 
 

@@ -8,13 +8,16 @@ does not exist is an error that names the nearest one. Not for: values derived f
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -29,6 +32,66 @@ PREFIX: Final = "STOKER_"
 _RESERVED: Final = frozenset({"STOKER_HOME", "STOKER_PREFIX", "STOKER_COMMAND"})
 
 MIB: Final = 1024 * 1024
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,4096}")
+# Names that no public server has.
+_PRIVATE_NAMES: Final = (".local", ".lan", ".home", ".internal", ".home.arpa", ".localdomain")
+
+
+class ModelSettings(BaseModel):
+    """``[models."NAME"]``: what differs for one model, by its id in `stoker list`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    keep_alive_s: float | None = Field(
+        None, ge=-1, description="Idle time after which it is unloaded, in seconds; -1 never."
+    )
+    priority: int = Field(
+        0, ge=-10, le=10, description="Whose requests go first when models take turns; 10 first."
+    )
+
+
+class UpstreamSettings(BaseModel):
+    """``[[upstreams]]``: an OpenAI-compatible server whose models are served here as well."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]{0,31}$",
+        description="Its models are listed as NAME/MODEL.",
+    )
+    base_url: str = Field(description="Its address, with /v1: https://gpu-box.example/v1.")
+    key: str | None = Field(None, repr=False, description="Bearer token that it asks for.")
+    key_file: Path | None = Field(None, description="A file with that token, instead of `key`.")
+    models: tuple[str, ...] = Field(
+        (), description="Only these of its models; patterns such as qwen* are understood."
+    )
+    connect_timeout_s: float = Field(
+        5, gt=0, le=60, description="Longest wait for a connection, in seconds."
+    )
+    timeout_s: float = Field(600, gt=0, description="Longest silence inside an answer, in seconds.")
+    check_every_s: float = Field(
+        30, ge=5, description="How often it is asked for its models, in seconds."
+    )
+
+    @field_validator("base_url")
+    @classmethod
+    def _web_address(cls, value: str) -> str:
+        return server_address(value)
+
+    @field_validator("key")
+    @classmethod
+    def _one_word(cls, value: str | None) -> str | None:
+        if value is not None and not _KEY.fullmatch(value):
+            msg = "must be one word of plain characters"
+            raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if self.key is not None and self.key_file is not None:
+            msg = "give key or key_file, not both"
+            raise ValueError(msg)
+        return self
 
 
 class Settings(BaseSettings):
@@ -105,6 +168,23 @@ class Settings(BaseSettings):
         ge=0,
         description="Memory left for others; unset: 10 %, at least 1 GiB, at most a quarter.",
     )
+    memory_limit_bytes: int | None = Field(
+        None, ge=0, description="Memory that all loaded models may take together; unset: no limit."
+    )
+    keep_conversations: bool = Field(
+        default=True,
+        description="Keep what a model computed of the last conversations on disk when it is"
+        " unloaded, so that they go on at once.",
+    )
+    conversations_bytes: int = Field(
+        2048 * MIB, ge=0, description="Most that these may take on disk."
+    )
+    models: dict[str, ModelSettings] = Field(
+        default_factory=dict, description='What differs for one model: [models."NAME"].'
+    )
+    upstreams: tuple[UpstreamSettings, ...] = Field(
+        (), description="Other OpenAI-compatible servers to route to: [[upstreams]]."
+    )
     offline: bool = Field(default=False, description="Never use the network.")
     update_check: bool = Field(
         default=False,
@@ -133,6 +213,14 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much is logged."
     )
+
+    @field_validator("upstreams")
+    @classmethod
+    def _different_names(cls, value: tuple[UpstreamSettings, ...]) -> tuple[UpstreamSettings, ...]:
+        if len({one.name for one in value}) < len(value):
+            msg = "two of them have the same name"
+            raise ValueError(msg)
+        return value
 
     @field_validator("hub_endpoint")
     @classmethod
@@ -169,13 +257,45 @@ def load(config_file: Path, environ: Mapping[str, str] = os.environ) -> Settings
         return Settings(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"][:1])
-        msg = f"{key}: {first['msg']} (got {first.get('input')!r:.80})"
-        raise BadSetting(msg, hint=_describe(key)) from error
+        place, given = first["loc"], first.get("input")
+        # A whole table may hold a key.
+        plain = isinstance(given, str | int | float) and "key" not in place
+        told = f" (got {given!r:.80})" if plain else ""
+        msg = f"{'.'.join(str(part) for part in place)}: {first['msg']}{told}"
+        raise BadSetting(msg, hint=_describe(str(place[0]))) from error
     except SettingsError as error:  # the environment gives lists as JSON
         key = next((name for name in Settings.model_fields if f'"{name}"' in str(error)), "")
         msg = f"{key}: the variable {PREFIX}{key.upper()} is not JSON"
         raise BadSetting(msg, hint=_describe(key)) from error
+
+
+def server_address(url: str) -> str:
+    """An address that may hold a whole API, without a slash at its end. Raises ValueError.
+
+    Plain http is for this machine and for private networks: prompts and keys travel in it.
+    """
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    _ = parts.port  # raises ValueError for nonsense
+    readable = url.isascii() and url.isprintable() and " " not in url
+    if parts.scheme not in {"http", "https"} or not host or not readable:
+        msg = "must be a web address such as https://gpu-box.example/v1"
+        raise ValueError(msg)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        msg = "must hold no password, ? or #; a key goes into `key` or `key_file`"
+        raise ValueError(msg)
+    if parts.scheme == "http" and not _is_private(host):
+        msg = "must be https: plain http is for this machine and for private networks"
+        raise ValueError(msg)
+    return url.rstrip("/")
+
+
+def _is_private(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host.split("%", 1)[0])
+    except ValueError:
+        return "." not in host or host.endswith(_PRIVATE_NAMES)
+    return not address.is_global
 
 
 def read_file(config_file: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ went wrong (the error says it) or logging prompts (nothing here sees one).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -46,11 +47,14 @@ STATUS: Final[dict[type[StokerError], int]] = {
     errors.ModelInUse: 409,
     errors.EngineError: 502,
     errors.WorkerTimeout: 504,
+    errors.UpstreamError: 502,
+    errors.UpstreamDown: 503,
     errors.RuntimeRejected: 409,
     errors.CompilerMissing: 424,  # something else has to be there first
     errors.CapacityError: 503,
     errors.MemoryShort: 507,
     errors.MachineBusy: 409,
+    errors.Overtaken: 409,
     errors.DaemonError: 500,
     errors.DaemonNotRunning: 503,
     errors.DaemonNotReady: 503,
@@ -61,6 +65,7 @@ _TYPES: Final[dict[type[StokerError], str]] = {
     errors.StokerError: "server_error",
 }
 _RETRY_AFTER_S: Final = 2  # a load from a warm disk takes about that long
+_LONGEST_RETRY_S: Final = 600
 
 Render = Callable[[StokerError], dict[str, Any]]
 
@@ -71,9 +76,12 @@ def status_of(error: StokerError) -> int:
 
 def headers_of(error: StokerError) -> dict[str, str]:
     """What a client should know beside the body: whether to come back."""
-    if status_of(error) == STATUS[errors.CapacityError]:
-        return {"Retry-After": str(_RETRY_AFTER_S)}
-    return {}
+    if status_of(error) != STATUS[errors.CapacityError]:
+        return {}
+    wait_s = error.facts.get("retry_after_s")  # who refused it may know when it would be its turn
+    if not isinstance(wait_s, int | float) or not 0 < wait_s <= _LONGEST_RETRY_S:
+        wait_s = _RETRY_AFTER_S
+    return {"Retry-After": str(math.ceil(wait_s))}
 
 
 def openai_body(error: StokerError) -> dict[str, Any]:

@@ -129,6 +129,10 @@ class Store:
                     return manifest
         raise _unknown(name, manifests)
 
+    def knows(self, model: ModelId) -> bool:
+        """Whether there is a model of exactly this id. Cheap."""
+        return self._catalog.get(model) is not None
+
     def facts(self, manifest: Manifest) -> ModelFacts:
         """Read from the model's own header. Raises BlobDamaged, GgufError, StoreError."""
         headers = self._headers(_parts(manifest))
@@ -245,6 +249,15 @@ class Store:
             self._upkeep.uncommitted.difference_update(manifest.digests)
             if replaced is not None:
                 self._upkeep.release(replaced.digests - manifest.digests)
+
+    def pin(self, model: ModelId, *, pinned: bool) -> None:
+        """Whether it may be evicted; kept in its manifest. Raises UnknownModel, StoreError."""
+        with self._lock:
+            manifest = self._catalog.get(model)
+            if manifest is None:
+                raise _unknown(model.text, self._catalog.all())
+            if manifest.pinned is not pinned:
+                self._catalog.put(replace(manifest, pinned=pinned))
 
     # --- models and bytes go ---
 
