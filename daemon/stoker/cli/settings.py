@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from stoker import errors, paths
-from stoker.cli.output import clean_line, note, print_json, table
+from stoker.cli.output import clean, clean_line, note, print_json, table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +21,21 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 _JSON = typer.Option(False, "--json", help="Print JSON (docs/cli.md).")
+_SECRET: Final = "key"  # noqa: S105  # its name
+_HIDDEN: Final = "(hidden)"
+# Settings that are tables: one line cannot hold them, so they are written by hand.
+_TABLES: Final = {
+    "models": """\
+[models."starter"]           # a name of `stoker list`
+keep_alive_s = 3600          # unload it after an idle hour; -1 never
+priority = 5                 # its requests go before those of others; -10 to 10""",
+    "upstreams": """\
+[[upstreams]]
+name = "gpu-box"             # its models are listed as gpu-box/MODEL
+base_url = "https://gpu-box.example/v1"
+key_file = "~/.config/gpu-box.key"   # if it asks for one""",
+}
+_MORE: Final = {"models": "settings.md", "upstreams": "upstreams.md"}
 
 
 def register(app: typer.Typer) -> None:
@@ -42,6 +59,9 @@ def show(
     if as_json:
         print_json(rows)
         return
+    if key in _TABLES and rows[0]["value"]:
+        print(clean(_toml(key, rows[0]["value"])))
+        return
     headers = ("SETTING", "VALUE", "FROM", "MEANING")
     shown = [(row["key"], _text(row["value"]), row["source"], row["description"]) for row in rows]
     print(table(headers, shown))
@@ -61,9 +81,9 @@ def _rows(file: Path, environ: Mapping[str, str]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "key": key,
-                "value": loaded[key],
+                "value": _without_secrets(loaded[key]),
                 "source": source,
-                "default": field.default,
+                "default": field.get_default(call_default_factory=True),
                 "description": field.description,
             }
         )
@@ -76,9 +96,42 @@ def _text(value: object) -> str:
         return "unset"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return ", ".join(value) or "(empty)"
     if isinstance(value, list | tuple):
-        return ",".join(str(entry) for entry in value) or "(empty)"
+        entries = (one["name"] if isinstance(one, dict) else str(one) for one in value)
+        return ",".join(entries) or "(empty)"
     return str(value)
+
+
+def _without_secrets(value: Any) -> Any:
+    """The same, with each key replaced; what is printed may be copied into a question."""
+    if isinstance(value, list):
+        return [_without_secrets(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    shown = {name: _without_secrets(entry) for name, entry in value.items()}
+    if isinstance(shown.get(_SECRET), str):
+        shown[_SECRET] = _HIDDEN
+    return shown
+
+
+def _toml(key: str, value: Any) -> str:
+    """A setting that is a table, or several, as it would stand in the file."""
+    import tomlkit
+
+    document = tomlkit.document()
+    document[key] = _written(value)
+    return tomlkit.dumps(document).strip()
+
+
+def _written(value: Any) -> Any:
+    """Without what is unset or empty, which TOML cannot say or nobody would write."""
+    if isinstance(value, list):
+        return [_written(entry) for entry in value]
+    if isinstance(value, dict):
+        return {k: _written(v) for k, v in value.items() if v is not None and v != []}
+    return value
 
 
 def check(as_json: bool = _JSON) -> None:
@@ -103,12 +156,24 @@ def set_value(
         msg = "give a value, or --unset to go back to the default"
         raise errors.BadUsage(msg, hint=f"For example: stoker config set {clean_line(key)} VALUE")
     file = paths.from_environment().config_file
+    _refuse_table(key, file, whole=unset)
     write(file, key, None if value is None else parse(key, _field(key), value))
     print(f"{key} is back to its default." if unset else f"{key} = {value}")
     if f"STOKER_{key}".upper() in {name.upper() for name in os.environ}:
         note(f"The environment variable STOKER_{key.upper()} is set and wins over the file.")
     if _daemon_runs():
         note("The running daemon still uses the old value: `stoker restart`.")
+
+
+def _refuse_table(key: str, file: Path, *, whole: bool) -> None:
+    """Raises BadUsage for a table, which `whole` lets pass, and for a part of one."""
+    name = re.split(r"[.\[]", key, maxsplit=1)[0]
+    if name not in _TABLES or (whole and key == name):
+        return
+    print(f"{_TABLES[name]}\n", file=sys.stderr)
+    msg = f"{name} holds tables, which one value cannot say"
+    hint = f"Write lines such as those above into {file}; see docs/{_MORE[name]}."
+    raise errors.BadUsage(msg, hint=hint)
 
 
 def _field(key: str) -> FieldInfo:

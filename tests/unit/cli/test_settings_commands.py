@@ -128,3 +128,104 @@ def test_set_warns_when_the_environment_wins(
 def test_show_of_one_setting(run: Run, config: Path) -> None:
     assert run("config", "show", "port").out.splitlines()[1].split()[:3] == ["port", "5000", "file"]
     assert run("config", "show", "prot").code == 2
+
+
+# --- settings that are tables ----------------------------------------------------------------
+
+TABLES = """\
+port = 5000
+
+[[upstreams]]
+name = "box"
+base_url = "https://box.example/v1"
+key = "very-secret"
+
+[[upstreams]]
+name = "lab"
+base_url = "http://127.0.0.1:9/v1"
+
+[models."starter"]
+priority = 5
+"""
+
+
+@pytest.mark.parametrize("key", ["upstreams", "upstreams.0.key", "models.starter.priority"])
+def test_a_table_is_not_set_by_a_value(run: Run, config: Path, key: str) -> None:
+    """The refusal shows what to write, and where."""
+    ran = run("config", "set", key, "x")
+
+    assert ran.code == 2
+    assert f"[{key.partition('.')[0]}" in ran.err
+    assert str(config) in ran.err
+    assert config.read_text() == FILE
+
+
+def test_a_table_can_be_removed_whole_only(run: Run, config: Path) -> None:
+    config.write_text(TABLES)
+
+    assert run("config", "set", "models.starter.priority", "--unset").code == 2
+    assert run("config", "set", "models", "--unset").code == 0
+    assert "starter" not in config.read_text()
+
+
+def test_another_setting_stays_outside_of_the_tables(run: Run, config: Path) -> None:
+    """A key written below a table would belong to it."""
+    config.write_text(TABLES)
+
+    assert run("config", "set", "max_queue", "7").code == 0
+
+    assert json.loads(run("config", "show", "max_queue", "--json").out)[0]["value"] == 7
+
+
+def test_tables_are_shown_by_name(run: Run, config: Path) -> None:
+    config.write_text(TABLES)
+
+    lines = run("config", "show").out.splitlines()
+
+    assert next(line for line in lines if line.startswith("upstreams")).split()[1] == "box,lab"
+    assert next(line for line in lines if line.startswith("models")).split()[1] == "starter"
+
+
+def test_a_table_alone_is_shown_as_it_stands_in_the_file(run: Run, config: Path) -> None:
+    config.write_text(TABLES)
+
+    shown = run("config", "show", "upstreams").out
+
+    assert 'base_url = "https://box.example/v1"' in shown
+    assert shown.count("[[upstreams]]") == 2
+    assert 'key = "(hidden)"' in shown
+
+
+@pytest.mark.parametrize("words", [(), ("upstreams",), ("--json",), ("upstreams", "--json")])
+def test_a_key_is_never_shown(run: Run, config: Path, words: tuple[str, ...]) -> None:
+    """What is printed may be copied into a question to strangers."""
+    config.write_text(TABLES)
+
+    assert "very-secret" not in run("config", "show", *words).out
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        TABLES.replace('name = "lab"', 'name = "box"'),
+        TABLES.replace('"https://box.example/v1"', '"ftp://box"'),
+        TABLES.replace("base_url", "url"),
+        TABLES.replace('"very-secret"', '"very-secret two words"'),
+    ],
+)
+def test_a_broken_table_is_told_without_its_key(run: Run, config: Path, broken: str) -> None:
+    config.write_text(broken)
+
+    ran = run("config", "check")
+
+    assert ran.code == 2
+    assert "upstreams" in ran.err
+    assert "very-secret" not in ran.out + ran.err
+
+
+def test_no_tables_are_shown_as_empty(run: Run, config: Path) -> None:
+    rows = {row["key"]: row for row in json.loads(run("config", "show", "--json").out)}
+
+    assert (rows["upstreams"]["value"], rows["models"]["value"]) == ([], {})
+    assert rows["models"]["default"] == {}
+    assert run("config", "show", "models").out.splitlines()[1].split()[1] == "(empty)"
