@@ -125,13 +125,22 @@ class StokerClient(MachineCalls):
         path = f"/models/{quote(model)}"
         return self._call(RemovedView, "DELETE", path, read_s=self._load_s())
 
-    def load(self, model: str, *, keep_alive_s: float | None = None) -> ModelView:
-        """Return when the model is ready."""
-        body = {"model": model, "keep_alive_s": keep_alive_s}
+    def load(
+        self, model: str, *, keep_alive_s: float | None = None, pin: bool | None = None
+    ) -> ModelView:
+        """Return when the model is ready. None leaves as it is how long it stays."""
+        body = {"model": model, "keep_alive_s": keep_alive_s, "pin": pin}
         return self._call(ModelView, "POST", "/load", body, read_s=self._load_s())
 
+    def pin(self, model: str, *, pinned: bool = True) -> ModelView:
+        """A pinned model is neither evicted nor unloaded for being idle; nothing is loaded."""
+        return self._call(ModelView, "POST", "/pin", {"model": model, "pinned": pinned})
+
     def use(self, model: str) -> ModelView:
-        """Load it and let all other models go; return when it is ready."""
+        """Make it the default: load it and let all others go; return when it is ready.
+
+        When it cannot be loaded, the default stays what it was and is loaded again.
+        """
         return self._call(ModelView, "POST", "/use", {"model": model}, read_s=self._load_s())
 
     def free(self) -> FreedView:

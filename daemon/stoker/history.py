@@ -1,12 +1,14 @@
-"""What happened: loads, pulls and job runs, in SQLite, for `stoker` to show and people to ask.
+"""What happened to models, pulls and jobs, in SQLite, for `stoker` to show and people to ask.
 
 Never the truth about anything: the daemon works the same without it. So no method raises for a
-database that is broken, locked or read-only; that is logged, and the row is lost.
+database that is broken, locked or read-only; that is logged, and the row is lost. Not for:
+requests. Who asked what, and when, is written down nowhere.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import sqlite3
 import time
@@ -15,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -22,7 +25,7 @@ import structlog
 
 from stoker.errors import StoreTooNew
 from stoker.events import EventBus
-from stoker.schemas import Event, ModelChanged, ModelView, PullChanged, PullView
+from stoker.schemas import Event, PullChanged
 from stoker.types import ModelState
 
 log = structlog.get_logger(__name__)
@@ -43,15 +46,24 @@ MIGRATIONS: Final = (
     );
     CREATE INDEX runs_by_time ON runs (at);
     """,
+    # The kinds unload, crash and switch, which the readers of version 1 do not understand.
+    """
+    CREATE INDEX runs_by_kind ON runs (kind, name);
+    """,
 )
 
 _BUSY_S: Final = 2.0  # somebody may look into the file with the sqlite3 command
 
 
 class Kind(StrEnum):
-    LOAD = "load"
-    PULL = "pull"
-    JOB = "job"
+    """What a row tells of; `seconds` and `result` are the words after it."""
+
+    LOAD = "load"  # until its worker was ready or it failed: ready, cancelled, an error code
+    UNLOAD = "unload"  # how long it had been loaded: why it left (`lifecycle.effects.Why`)
+    CRASH = "crash"  # how long it had been loaded: the failure's kind, or an error code
+    SWITCH = "switch"  # until the model that the user chose was there: ready, an error code
+    PULL = "pull"  # the whole pull: done, cancelled, an error code
+    JOB = "job"  # the run: what it did, in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +97,17 @@ class History:
         await self._call(self._close, None)
         self._executor.shutdown(wait=False)
 
-    async def record_load(self, model: str, seconds: float, result: str) -> None:
-        await self._record(Kind.LOAD, model, seconds, result)
-
-    async def record_pull(self, reference: str, seconds: float, result: str) -> None:
-        await self._record(Kind.PULL, reference, seconds, result)
-
-    async def record_job(self, name: str, seconds: float, result: str) -> None:
-        await self._record(Kind.JOB, name, seconds, result)
+    def note(self, kind: Kind, name: str, seconds: float, result: str) -> None:
+        """Write that this has just ended. Does not wait; later reads see it."""
+        row = (kind.value, name, datetime.now(UTC).timestamp(), seconds, result)
+        with contextlib.suppress(RuntimeError):  # it was closed: the daemon is ending
+            self._executor.submit(self._softly, partial(self._insert, row), 0)
 
     async def recent(self, kind: Kind | None = None, limit: int = 100) -> list[Run]:
         """The newest first."""
         nothing: list[Row] = []
         rows = await self._call(lambda: self._select(kind, limit), nothing)
-        return [
-            Run(Kind(kind), name, datetime.fromtimestamp(at, UTC), seconds, result)
-            for kind, name, at, seconds, result in rows
-        ]
+        return [run for row in rows if (run := _run(row)) is not None]
 
     async def load_seconds(self) -> dict[str, float]:
         """How long the last good load of each model took."""
@@ -113,20 +119,18 @@ class History:
         at = older_than.timestamp()
         return await self._call(lambda: self._write("DELETE FROM runs WHERE at < ?", (at,)), 0)
 
-    async def _record(self, kind: Kind, name: str, seconds: float, result: str) -> None:
-        row = (kind.value, name, datetime.now(UTC).timestamp(), seconds, result)
-        insert = "INSERT INTO runs (kind, name, at, seconds, result) VALUES (?, ?, ?, ?, ?)"
-        await self._call(lambda: self._write(insert, row), 0)
-
     async def _call(self, work: Callable[[], T], otherwise: T) -> T:
         loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._softly, work, otherwise)
+
+    # --- in the worker thread ----------------------------------------------------------------
+
+    def _softly(self, work: Callable[[], T], otherwise: T) -> T:
         try:
-            return await loop.run_in_executor(self._executor, work)
+            return work()
         except (sqlite3.Error, OSError) as error:
             log.warning("history_failed", error=str(error))
             return otherwise
-
-    # --- in the worker thread ----------------------------------------------------------------
 
     def _open(self) -> None:
         try:
@@ -148,6 +152,10 @@ class History:
             return 0
         with self._connection:
             return self._connection.execute(statement, values).rowcount
+
+    def _insert(self, row: Row) -> int:
+        insert = "INSERT INTO runs (kind, name, at, seconds, result) VALUES (?, ?, ?, ?, ?)"
+        return self._write(insert, row)
 
     def _select_loads(self) -> list[tuple[str, float]]:
         if self._connection is None:
@@ -172,6 +180,16 @@ class History:
             " WHERE ?1 IS NULL OR kind = ?1 ORDER BY id DESC LIMIT ?2",
             (kind.value if kind else None, limit),
         ).fetchall()
+
+
+def _run(row: Row) -> Run | None:
+    """None for what is no row of ours: anybody may write to the file."""
+    kind, name, at, seconds, result = row
+    try:
+        ended = datetime.fromtimestamp(at, UTC)
+        return Run(Kind(kind), str(name), ended, float(seconds), str(result))
+    except (ValueError, TypeError, OverflowError, OSError):
+        return None
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -222,52 +240,31 @@ def _move_aside(path: Path) -> None:
 
 
 async def record_events(history: History, bus: EventBus) -> None:
-    """Write down every load and pull that ends, until cancelled."""
+    """Write down every pull that ends, until cancelled."""
     stopwatch = Stopwatch()
     with bus.subscribe(client=False) as subscription:
         async for event in subscription:
             ended = stopwatch.on(event, time.monotonic()) if event is not None else None
-            if ended is None:
-                continue
-            kind, name, seconds, result = ended
-            if kind is Kind.LOAD:
-                await history.record_load(name, seconds, result)
-            else:
-                await history.record_pull(name, seconds, result)
+            if ended is not None:
+                history.note(Kind.PULL, *ended)
 
 
 class Stopwatch:
-    """How long loads and pulls took, from the events that tell of them. No clock of its own."""
+    """How long pulls took, from the events that tell of them. No clock of its own."""
 
     def __init__(self) -> None:
-        self._since: dict[tuple[Kind, str], float] = {}
+        self._since: dict[str, float] = {}
 
-    def on(self, event: Event, now: float) -> tuple[Kind, str, float, str] | None:
-        """The load or pull that this event ends: kind, name, seconds and result."""
-        if isinstance(event, ModelChanged):
-            return self._on_model(event.model, now)
-        if isinstance(event, PullChanged):
-            return self._on_pull(event.pull, now)
-        return None
-
-    def _on_model(self, model: ModelView, now: float) -> tuple[Kind, str, float, str] | None:
-        key = Kind.LOAD, model.id
-        if model.state is ModelState.LOADING:
-            self._since.setdefault(key, now)
+    def on(self, event: Event, now: float) -> tuple[str, float, str] | None:
+        """The pull that this event ends: its reference, seconds and result."""
+        if not isinstance(event, PullChanged):
             return None
-        since = self._since.pop(key, None)
-        if since is None or model.state is ModelState.QUEUED:
-            return None
-        result = model.error.code if model.error else model.state.value
-        return Kind.LOAD, model.id, now - since, result
-
-    def _on_pull(self, pull: PullView, now: float) -> tuple[Kind, str, float, str] | None:
-        key = Kind.PULL, pull.id
-        since = self._since.setdefault(key, now)
+        pull = event.pull
+        since = self._since.setdefault(pull.id, now)
         if not pull.state.ended:
             return None
-        del self._since[key]
+        del self._since[pull.id]
         result = pull.error.code if pull.error else pull.state.value
         address, _, secret = pull.reference.partition("?")  # a URL's query may be a signature
         name = address if secret and "://" in address else pull.reference
-        return Kind.PULL, name, now - since, result
+        return name, now - since, result

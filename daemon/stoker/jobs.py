@@ -120,6 +120,12 @@ async def expire_idle_models(services: JobServices) -> None:
     services.lifecycle.tick()
 
 
+async def relieve(services: JobServices) -> None:
+    """What the tuner's processes take is no other program's need, and they give it back soon."""
+    if not services.tuner.measures:
+        await services.lifecycle.relieve()
+
+
 async def sample_resources(services: JobServices) -> None:
     if services.bus.watched:
         services.bus.publish(ResourcesSampled(resources=probe.resources()))
@@ -235,6 +241,7 @@ async def tune(services: JobServices) -> str | None:
 # Those that run often share their moments: one wake-up of the process, not three.
 JOBS: Final = (
     Job("keep_alive", 5, 5, expire_idle_models),
+    Job("pressure", 5, 5, relieve),
     Job("resources", 5, 5, sample_resources),
     Job("tune", 5, 60, tune),
     Job("hardware", 600, 60, measure_hardware, first_s=90),
@@ -314,7 +321,7 @@ class Jobs:
         if result is not None:
             seconds = time.monotonic() - started
             log.info("job", job=job.name, seconds=round(seconds, 3), result=result)
-            await self._services.history.record_job(job.name, seconds, result)
+            self._services.history.note(Kind.JOB, job.name, seconds, result)
 
 
 def _jitter_s(job: Job) -> float | None:

@@ -18,8 +18,9 @@ from stoker.errors import MemoryShort, StokerError
 from stoker.hardware.assess import reserve_bytes
 from stoker.hardware.facts import HardwareFacts
 from stoker.lifecycle import loading
+from stoker.lifecycle.budget import Room
 from stoker.lifecycle.loading import Loadable
-from stoker.schemas import ModelView
+from stoker.schemas import MemoryView, ModelView
 from stoker.schemas_machine import (
     GainView,
     PlanMemoryView,
@@ -48,6 +49,8 @@ class Profiles(Protocol):
     """What was measured before. Blocking, but cheap."""
 
     def tuned(self, model: Digest, hardware: HardwareFacts, profile: Profile) -> Tuned | None: ...
+
+    def correction(self, model: Digest, runtime: str) -> float: ...
 
 
 class Loaded(Protocol):
@@ -78,8 +81,16 @@ class _Case:
     runtime: str
     tuned: Tuned | None
     survey: Survey | None
+    correction: float = 1.0
+    most_bytes: int | None = None  # what the user's limit for all models leaves
+
+    @property
+    def chosen(self) -> str:
+        """The runtime that would be used."""
+        return self.runtime if self.tuned is None else self.tuned.best.runtime
 
     def make(self, extra_bytes: int = 0) -> LaunchPlan:
+        most = self.most_bytes
         return make_plan(
             str(self.model.manifest.id),
             self.model.path,
@@ -91,6 +102,8 @@ class _Case:
             runtime=self.runtime,
             tuned=self.tuned,
             survey=self.survey,
+            correction=self.correction,
+            most_bytes=None if most is None else most + extra_bytes,
         )
 
     def make_or_none(self, extra_bytes: int) -> LaunchPlan | None:
@@ -144,20 +157,24 @@ class Planner:
         model = self._store.find(request.model).id
         case = await run_sync(self._look, model, request, abandon_on_cancel=True)
         survey = await self._surveyed(case)
-        case = replace(case, survey=survey)
+        digest = case.model.manifest.model_file.digest
+        correction = await run_sync(self._profiles.correction, digest, case.chosen)
+        case = replace(case, survey=survey, correction=correction)
         return await run_sync(self._view, case, request, abandon_on_cancel=True)
 
     # --- looking, in a thread ------------------------------------------------------------------
 
     def _look(self, model: ModelId, request: PlanRequest) -> _Case:
         loadable = loading.examine(self._store, model)
-        hardware = loading.with_memory(self._hardware(), self._spare_bytes(model))
+        room = self._room(model)
+        hardware = room.hardware_with(0)
         names = self._names()
         current = names[0] if names else ""
         tuned = self._tuned(loadable.manifest, hardware, request, names)
         runtime = current if tuned is None else tuned.best.runtime
         safe = self._safe_mode(loadable.path, runtime)
-        return _Case(loadable, hardware, self._wishes(request, safe), current, tuned, None)
+        wanted, most = self._wishes(request, safe), room.most_bytes(0)
+        return _Case(loadable, hardware, wanted, current, tuned, None, most_bytes=most)
 
     def _tuned(
         self,
@@ -176,24 +193,24 @@ class Planner:
         tried = request.model_dump(exclude={"model"}, exclude_none=True)
         return replace(loading.wishes(self._settings, safe_mode=safe_mode), **tried)
 
-    def _spare_bytes(self, model: ModelId) -> int:
-        """What this model would leave if it went, less what the others may still take."""
-        spare = 0
+    def _room(self, model: ModelId) -> Room:
+        """As if this model had gone; the others may still take what was promised to them."""
+        promised = taken_by_all = 0
         for view in self._lifecycle.views():
             name = ModelId.parse(view.id)
             plan = self._lifecycle.plan_of(name)
             if plan is None or view.memory is None:
                 continue
-            taken = min(view.memory.resident_bytes or 0, plan.memory.anonymous_bytes)
-            spare += taken if name == model else taken - plan.memory.total_bytes
-        return spare
+            taken = _taken_bytes(view.memory, plan.memory)
+            taken_by_all += taken
+            promised += -taken if name == model else plan.memory.total_bytes - taken
+        return Room(self._hardware(), promised, taken_by_all, self._settings.memory_limit_bytes)
 
     async def _surveyed(self, case: _Case) -> Survey | None:
-        runtime = case.runtime if case.tuned is None else case.tuned.best.runtime
         why = "slow"
         try:
             with anyio.move_on_after(_SURVEY_S):
-                return await self._survey(case.model.manifest, runtime)
+                return await self._survey(case.model.manifest, case.chosen)
         except StokerError as error:  # formulas are good enough for a plan
             why = error.code
         log.info("plan_without_survey", model=str(case.model.manifest.id), why=why)
@@ -221,7 +238,11 @@ class Planner:
                 for gain in self._gains(case, plan, request)
             ),
             loaded=running is not None
-            and all(getattr(running, name) == value for name, value in settings.items()),
+            and all(
+                getattr(running, name) == value
+                for name, value in settings.items()
+                if name != "correction"  # what was learnt since changes no setting
+            ),
         )
 
     def _speed(self, case: _Case, plan: LaunchPlan) -> PlanSpeedView | None:
@@ -250,13 +271,12 @@ class Planner:
 
     def _gains(self, case: _Case, plan: LaunchPlan, request: PlanRequest) -> tuple[Gain, ...]:
         source = case.model.manifest.source
-        budget = case.hardware.headroom_bytes - _reserve(case)
         prospect = Prospect(
             plan=plan,
             facts=case.model.facts,
             hardware=case.hardware,
             replan=case.make_or_none,
-            spare_bytes=max(0, budget - plan.memory.total_bytes),
+            spare_bytes=max(0, _usable(case) - plan.memory.total_bytes),
             tuned=case.tuned is not None,
             tunes_itself=self._settings.tune,
             wished_context=request.context or self._settings.context,
@@ -266,12 +286,25 @@ class Planner:
         return gains(prospect)
 
 
+def _taken_bytes(seen: MemoryView, planned: MemoryNeed) -> int:
+    """What others would have if the worker went: nothing of its weights, which are mapped."""
+    own = seen.resident_bytes or 0
+    if seen.peak_bytes is not None:
+        own = min(own, seen.peak_bytes - planned.weights_bytes)
+    return max(0, min(own, planned.anonymous_bytes))
+
+
 def _reserve(case: _Case) -> int:
     return reserve_bytes(case.hardware, case.wishes.reserve_bytes)
 
 
+def _usable(case: _Case) -> int:
+    """Of the memory that is free now."""
+    free = max(0, case.hardware.headroom_bytes - _reserve(case))
+    return free if case.most_bytes is None else min(free, case.most_bytes)
+
+
 def _memory_view(case: _Case, need: MemoryNeed) -> PlanMemoryView:
-    reserve = _reserve(case)
     surveyed = case.survey is not None
     return PlanMemoryView(
         weights_bytes=need.weights_bytes,
@@ -280,10 +313,11 @@ def _memory_view(case: _Case, need: MemoryNeed) -> PlanMemoryView:
         runtime_bytes=need.runtime_bytes,
         repack_bytes=need.repack_bytes,
         cache_bytes=need.cache_bytes,
+        learnt_bytes=need.learnt_bytes,
         total_bytes=need.total_bytes,
         gpu_bytes=need.gpu_bytes,
-        usable_bytes=max(0, case.hardware.headroom_bytes - reserve),
-        reserved_bytes=reserve,
+        usable_bytes=_usable(case),
+        reserved_bytes=_reserve(case),
         label="calibrated" if surveyed else "estimated",
     )
 

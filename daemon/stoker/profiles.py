@@ -1,4 +1,4 @@
-"""What was measured of each model, in files: tuned settings and dry runs. Safe to delete.
+"""What was measured of each model, in files: tuned settings, dry runs, peaks. Safe to delete.
 
 One file per model, named by its digest, replaced whole or not at all. What does not read back
 exactly as it was written is not used: a damaged file costs a measurement, never a load. The same
@@ -22,8 +22,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from stoker.errors import BadTuningFile, StoreError
 from stoker.hardware.facts import HardwareFacts
 from stoker.store import disk
-from stoker.tuning import keys
-from stoker.tuning.launch import Profile, Speeds, Survey, SurveyPoint, Trial, Tuned
+from stoker.tuning import corrections, keys
+from stoker.tuning.launch import MemoryNeed, Profile, Speeds, Survey, SurveyPoint, Trial, Tuned
 from stoker.types import Digest
 
 log = structlog.get_logger(__name__)
@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 VERSION: Final = 1  # of the files and of exported documents
 KIND: Final = "stoker-tuning"
 _MOST_BYTES: Final = 1 << 20  # a file with everything that may be in it has 200 kB
-_MOST_EACH: Final = 16  # tuned settings, and dry runs, per model; the oldest go
+_MOST_EACH: Final = 16  # tuned settings, dry runs, and peaks, per model; the oldest go
 _MOST_MODELS: Final = 2000  # in a document
 _MOST_POINTS: Final = 1000
 _CLOCKS: Final = timedelta(days=1)  # by which two machines' clocks may differ
@@ -108,6 +108,18 @@ class _Survey(_Document):
         return Survey(self.runtime, self.weights_bytes, self.repack_bytes, points)
 
 
+class _Peak(_Document):
+    """What workers of one runtime took, against what was computed for them."""
+
+    runtime: _RuntimeName
+    surveyed: bool  # the computation rested on a dry run; another one errs by another factor
+    correction: Annotated[
+        float, Field(ge=corrections.LEAST, le=corrections.MOST, allow_inf_nan=False)
+    ]
+    computed_bytes: _Bytes  # of the worker that was learnt from
+    peak_bytes: _Bytes
+
+
 class _Model(_Document):
     """A file; also one model of a document."""
 
@@ -115,6 +127,7 @@ class _Model(_Document):
     model: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     tuned: Annotated[list[_Tuned], Field(max_length=_MOST_EACH)] = Field(default_factory=list)
     surveys: Annotated[list[_Survey], Field(max_length=_MOST_EACH)] = Field(default_factory=list)
+    peaks: Annotated[list[_Peak], Field(max_length=_MOST_EACH)] = Field(default_factory=list)
 
 
 class _Export(_Document):
@@ -123,7 +136,7 @@ class _Export(_Document):
     models: Annotated[list[_Model], Field(max_length=_MOST_MODELS)]
 
 
-_E = TypeVar("_E", _Tuned, _Survey)
+_E = TypeVar("_E", _Tuned, _Survey, _Peak)
 
 
 class Profiles:
@@ -148,12 +161,54 @@ class Profiles:
             surveys = self._read(model).surveys
         return next((one.value() for one in reversed(surveys) if one.runtime == runtime), None)
 
+    def correction(self, model: Digest, runtime: str) -> float:
+        """By what a prediction of this model's memory is multiplied; 1.0 when nothing is known.
+
+        Of the better kind of prediction that there is: by a dry run, else by formulas.
+        """
+        with self._lock:
+            content = self._read(model)
+        surveyed = any(one.runtime == runtime for one in content.surveys)
+        found = _peak(content, runtime, surveyed=surveyed)
+        return 1.0 if found is None else found.correction
+
     def keep_tuned(self, model: Digest, tuned: Tuned) -> None:
         """In place of the one for the same machine and profile. A full disk is only logged."""
         self._keep(model, tuned=(_Tuned.model_validate(asdict(tuned)),))
 
     def keep_survey(self, model: Digest, survey: Survey) -> None:
         self._keep(model, surveys=(_survey(survey),))
+
+    def keep_peak(
+        self,
+        model: Digest,
+        runtime: str,
+        need: MemoryNeed,
+        peak_bytes: int,
+        *,
+        filled: float | None = None,
+    ) -> None:
+        """Learn from the most that a worker took of its own, weights in the page cache left out.
+
+        ``need`` is what was predicted for it. ``filled``, the largest share of its cells that was
+        in use, is given once, at the worker's end: only then can it have taken less than it should.
+        Writes only when there is something to learn.
+        """
+        with self._lock:
+            before = _peak(self._read(model), runtime, surveyed=need.surveyed)
+        factor = 1.0 if before is None else before.correction
+        after = corrections.corrected(factor, need, peak_bytes, filled=filled)
+        if after == factor:
+            return
+        learnt = _Peak(
+            runtime=runtime,
+            surveyed=need.surveyed,
+            correction=after,
+            computed_bytes=min(need.computed_bytes, _MOST),
+            peak_bytes=min(peak_bytes, _MOST),
+        )
+        log.info("memory_learnt", model=str(model), runtime=runtime, correction=after, was=factor)
+        self._keep(model, peaks=(learnt,))
 
     def forget(self, model: Digest) -> None:
         """Everything about a model that is no longer here."""
@@ -168,16 +223,17 @@ class Profiles:
         """Tuned settings of every model, for another home on a machine like this one."""
         with self._lock:
             models = [self._read(digest) for digest in self._stored()]
-        kept = [one.model_copy(update={"surveys": []}) for one in models if one.tuned]
+        nothing: dict[str, object] = {"surveys": [], "peaks": []}
+        kept = [one.model_copy(update=nothing) for one in models if one.tuned]
         document = _Export(kind=KIND, version=VERSION, models=kept[:_MOST_MODELS])
-        return document.model_dump(mode="json")
+        return document.model_dump(mode="json", exclude={"models": {"__all__": {"peaks"}}})
 
     def take(self, document: object, *, key: str | None = None) -> int:
         """Keep what an export holds; returns how many models it was for. Raises BadTuningFile.
 
         With ``key`` (tuning.keys) only what was measured on such a machine is kept. What was
-        measured here later than the document's stays. Dry runs are never taken: memory is not
-        planned on somebody else's word.
+        measured here later than the document's stays. Dry runs and peaks are never taken: memory
+        is not planned on somebody else's word.
         """
         models = _parse(document)
         latest = datetime.now(UTC) + _CLOCKS
@@ -201,6 +257,7 @@ class Profiles:
         *,
         tuned: Iterable[_Tuned] = (),
         surveys: Iterable[_Survey] = (),
+        peaks: Iterable[_Peak] = (),
         newest_wins: bool = False,
     ) -> None:
         with self._lock:
@@ -212,6 +269,7 @@ class Profiles:
                 model=model.hex,
                 tuned=_latest(everything, lambda one: (one.key, one.profile)),
                 surveys=_latest([*before.surveys, *surveys], lambda one: one.runtime),
+                peaks=_latest([*before.peaks, *peaks], lambda one: (one.runtime, one.surveyed)),
             )
             self._known[model] = after
             self._write(model, after)
@@ -256,6 +314,11 @@ class Profiles:
 
     def _file(self, model: Digest) -> Path:
         return self._folder / f"{model.hex}.json"
+
+
+def _peak(content: _Model, runtime: str, *, surveyed: bool) -> _Peak | None:
+    fitting = (one for one in content.peaks if (one.runtime, one.surveyed) == (runtime, surveyed))
+    return next(fitting, None)
 
 
 def _survey(survey: Survey) -> _Survey:

@@ -14,14 +14,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from importlib.util import find_spec
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
 import structlog
 from anyio.abc import TaskStatus
 from filelock import FileLock, Timeout
 
-from stoker import __version__, logs, paths, recommend, sd_listen, sd_notify, settings
+from stoker import __version__, logs, paths, sd_listen, sd_notify, settings
 from stoker.api import server_state
 from stoker.api.control import create_control_app
 from stoker.api.control_transport import control_listening
@@ -38,6 +38,7 @@ from stoker.hardware.measure import with_measured
 from stoker.hardware.probe import probe
 from stoker.history import History, record_events
 from stoker.jobs import Jobs
+from stoker.late import late
 from stoker.lifecycle.runtime import Lifecycle
 from stoker.metrics import Metrics
 from stoker.paths import Paths
@@ -49,11 +50,24 @@ from stoker.schemas import Goodbye
 from stoker.settings import Settings
 from stoker.store.store import Store
 from stoker.tuner import Tuner
+from stoker.tuning.placement import gpu_runtime
+from stoker.upstreams import Upstreams
+
+if TYPE_CHECKING:
+    from stoker import recommend
+else:  # asked for now and then
+    recommend = late("stoker.recommend")
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+# Windows has no TERM that anybody sends; BREAK is how a program is asked to end there.
+_STOP_SIGNALS: Final = tuple(
+    signal.Signals[name]
+    for name in (("SIGINT", "SIGBREAK") if sys.platform == "win32" else ("SIGTERM", "SIGINT"))
+    if name in signal.Signals.__members__
+)
 _STOP_MARGIN_S: Final = 60.0  # beyond the drain: workers end, sockets close
 
 
@@ -74,6 +88,8 @@ def main(*, log_to_stderr: bool = False) -> None:
 async def _serve(places: Paths, wishes: Settings, endpoint: Endpoint) -> None:
     stop = anyio.Event()
     async with AsyncExitStack() as stack:
+        # Until `_signals` takes them: whoever can already reach us can also ask us to stop.
+        stack.enter_context(handled(stop, *_STOP_SIGNALS))
         state = server_state.read(places.server_state)
         if state.enabled:
             endpoint.claim()  # a taken port is told before anything slow is done
@@ -84,11 +100,12 @@ async def _serve(places: Paths, wishes: Settings, endpoint: Endpoint) -> None:
         await stack.enter_async_context(_running(services.runtimes.run))
         await stack.enter_async_context(_running(services.tuner.run))
         await stack.enter_async_context(_running(services.puller.run))
+        await stack.enter_async_context(_running(services.upstreams.run))
         await stack.enter_async_context(control_listening(create_control_app(services), places))
         await stack.enter_async_context(endpoint.running(create_inference_app(services)))
         await services.server.start()
         stack.callback(services.bus.publish, Goodbye())
-        stack.push_async_callback(services.lifecycle.drain, wishes.drain_timeout_s)
+        stack.push_async_callback(_drain, services, wishes.drain_timeout_s)
         await jobs.start()
         stack.push_async_callback(jobs.stop)
         await stack.enter_async_context(_signals(stop))
@@ -96,6 +113,13 @@ async def _serve(places: Paths, wishes: Settings, endpoint: Endpoint) -> None:
         sd_notify.notify(sd_notify.time_to_stop(wishes.drain_timeout_s + _STOP_MARGIN_S))
         log.info("stopping")
     log.info("stopped")
+
+
+async def _drain(services: Services, timeout_s: float) -> None:
+    """Take nothing more, and let what runs end: here and on other servers, at once."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(services.lifecycle.drain, timeout_s)
+        tasks.start_soon(services.upstreams.drain, timeout_s)
 
 
 async def _until_stopped(services: Services, endpoint: Endpoint, stop: anyio.Event) -> None:
@@ -131,7 +155,7 @@ async def _build(
     history = await History.open(places.history)
     profiles = Profiles(places.tuning)
     runtimes = await anyio.to_thread.run_sync(Runtimes, places, facts, wishes, bus, store)
-    machine = partial(_machine, places)
+    machine = partial(_machine, places, runtimes)
     lifecycle = Lifecycle(
         store=store,
         engine=runtimes,
@@ -139,8 +163,9 @@ async def _build(
         settings=wishes,
         bus=bus,
         metrics=metrics,
-        last_served=places.last_served,
+        places=places,
         known=profiles,
+        note=history.note,
     )
     lifecycle.recall_load_times(await history.load_seconds())
     runtimes.serves(lifecycle)
@@ -154,6 +179,7 @@ async def _build(
         places=places,
         hardware=machine,
     )
+    upstreams = Upstreams(wishes.upstreams, bus, offline=wishes.offline)
     services = Services(
         settings=wishes,
         paths=places,
@@ -166,6 +192,7 @@ async def _build(
         server=ServerSwitch(
             endpoint=endpoint,
             lifecycle=lifecycle,
+            upstreams=upstreams,
             bus=bus,
             file=places.server_state,
             state=state,
@@ -176,6 +203,7 @@ async def _build(
         profiles=profiles,
         runtimes=runtimes,
         tuner=tuner,
+        upstreams=upstreams,
         planner=_planner(store, wishes, profiles, runtimes, lifecycle, tuner, machine),
     )
     return services, Jobs(services)
@@ -199,15 +227,18 @@ def _planner(
         survey=tuner.survey,
         lifecycle=lifecycle,
         offers=runtimes.offers,
-        calibration=partial(recommend.calibration, store, profiles),
+        calibration=lambda hardware, profile: recommend.calibration(
+            store, profiles, hardware, profile
+        ),
         safe_mode=runtimes.needs_safe_mode,
         holds=lambda tuned: runtimes.has(tuned.best.runtime, measured_at=tuned.at),
     )
 
 
-def _machine(places: Paths) -> HardwareFacts:
+def _machine(places: Paths, runtimes: Runtimes) -> HardwareFacts:
     """This machine at this moment, with what was measured of it before. Blocking."""
-    facts = probe()
+    # What our own workers and other programs take of a GPU changes; without one it costs nothing.
+    facts = probe(fresh_gpus=gpu_runtime(runtimes.runtime))
     return with_measured(facts, measured.known(places, facts))
 
 
@@ -235,12 +266,12 @@ async def _running(
 async def _signals(stop: anyio.Event) -> AsyncIterator[None]:
     """The first TERM or INT asks for a graceful stop; on leaving, the next one ends the process."""
     if sys.platform == "win32":  # its event loop takes no signals
-        with handled(stop, signal.SIGINT, signal.SIGBREAK):
+        with handled(stop, *_STOP_SIGNALS):
             yield
         return
 
     async def watch(*, task_status: TaskStatus[None]) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        with anyio.open_signal_receiver(*_STOP_SIGNALS) as received:
             task_status.started()
             async for number in received:
                 log.info("signal", name=signal.Signals(number).name)
@@ -253,7 +284,7 @@ async def _signals(stop: anyio.Event) -> AsyncIterator[None]:
 
 
 @contextmanager
-def handled(stop: anyio.Event, *numbers: int) -> Iterator[None]:
+def handled(stop: anyio.Event, *numbers: signal.Signals) -> Iterator[None]:
     """The same by handlers of Python's own, which run between two steps of the event loop."""
     loop = asyncio.get_running_loop()
 

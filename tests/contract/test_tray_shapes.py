@@ -33,11 +33,14 @@ PAIRS: dict[type, type[BaseModel]] = {
     shapes.Pull: schemas.PullView,
     shapes.Status: schemas.StatusView,
     shapes.Offer: schemas.OfferView,
+    shapes.Upstream: schemas.UpstreamView,
     shapes.StoreChange: schemas.StoreChanged,
+    shapes.DefaultChange: schemas.DefaultChanged,
 }
 LEFT_OUT = {
     schemas.ErrorView: {"facts"},  # any JSON; nothing that a menu could show
     schemas.StoreChanged: {"type"},
+    schemas.DefaultChanged: {"type"},
 }
 
 

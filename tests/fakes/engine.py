@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,16 +37,21 @@ class Behaviour:
 
     start_ms: int = 0  # before it listens
     never_ready: bool = False  # listens, but answers no decode
+    limit_ms: int = 0  # its start is given up after this; 0: after the time that is allowed
     crash_after: int | None = None  # dies after that many tokens of one request
     last_words: str = "assert"  # of that death; as in `crash_at_start`
     crash_at_start: str | None = None  # "oom", "bad-file", "architecture", "assert", "silent"
     ignore_stop: bool = False  # heeds neither TERM nor the end of stdin
     grandchild: bool = False  # starts a helper process in its own group
     fill_stderr: bool = False  # writes 1 MiB of log before it listens
-    wedge: bool = False  # ready, then accepts requests and never answers
+    wedge: bool = False  # ready, then accepts requests and never answers, nor tells its figures
+    stuck: bool = False  # ready, then never answers a request, but tells its figures all the while
+    spin: bool = False  # with `stuck`: computes all the while, and nothing comes of it
+    prompt_ms: int = 0  # before the first token; its counters move meanwhile
     delay_ms: int = 0  # per token
     tokens: int = 16  # per answer, unless the request sets a limit
     drop_idle: bool = False  # closes each connection after one answer, without saying so
+    no_figures: bool = False  # refuses /metrics and /slots
     no_first_byte: bool = False  # closes the connection instead of answering (after ready)
     resident_mib: int = 0  # memory to hold
     first_token: int = 0  # number of the first token that /completion answers
@@ -73,6 +78,7 @@ class FakeEngine:
     run: Path
     behaviour: Behaviour | None = None  # for all models; None: from the file's name
     by_model: Mapping[str, Behaviour] = field(default_factory=dict)
+    by_plan: Callable[[LaunchPlan], Behaviour | None] | None = None  # asked first; None: no matter
     needs_safe_mode: bool = False  # what `prepare` answers
     tested: bool = True  # False: `prepare` would have to run a test
     prepare_error: StokerError | None = None
@@ -101,7 +107,9 @@ class FakeEngine:
 
     async def launch(self, plan: LaunchPlan, *, timeout_s: float) -> Worker:
         self.launches.append(plan)
-        behaviour = self.by_model.get(plan.model_id, self.behaviour)
+        behaviour = self.by_plan(plan) if self.by_plan is not None else None
+        if behaviour is None:
+            behaviour = self.by_model.get(plan.model_id, self.behaviour)
         if behaviour is None:
             behaviour = Behaviour.from_name(plan.model_path)
         socket = self.run / f"w-{secrets.token_hex(8)}.sock"
@@ -111,6 +119,8 @@ class FakeEngine:
         async def ready(worker: WorkerProcess) -> None:
             await answers_decode(worker.address, worker.key, embedding=plan.embedding)
 
+        if behaviour.limit_ms:
+            timeout_s = min(timeout_s, behaviour.limit_ms / 1000)
         worker = await launch(spawn, ready, timeout_s=timeout_s)
         self.workers.append(worker)
         return worker
@@ -164,6 +174,7 @@ def spawn_of(plan: LaunchPlan, behaviour: Behaviour, socket: Path, key: str, cwd
             "context": plan.context,
             "parallel": plan.parallel,
             "embedding": plan.embedding,
+            "conversations": str(plan.conversations) if plan.conversations else None,
             **dataclasses.asdict(behaviour),
         },
         address=Address(socket=socket),

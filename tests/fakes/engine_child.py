@@ -29,6 +29,22 @@ _LAST_WORDS = {
 }
 
 
+class Slot:
+    """What one request at a time runs in, and what it holds afterwards."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.tokens = 0
+        self.task: int | None = None  # the last request that it served
+        self.busy = False
+
+    def view(self, context: int) -> dict[str, Any]:
+        view: dict[str, Any] = {"id": self.number, "n_ctx": context, "is_processing": self.busy}
+        if self.task is not None:
+            view |= {"id_task": self.task, "n_prompt_tokens": self.tokens}
+        return view
+
+
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     """Shared state of all connections."""
 
@@ -37,15 +53,31 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def __init__(self, order: dict[str, Any]) -> None:
         self.order = order
-        self.slots = threading.BoundedSemaphore(order["parallel"])
+        self.slots = [Slot(number) for number in range(order["parallel"])]
+        self.places = threading.BoundedSemaphore(order["parallel"])
         self.lock = threading.Lock()
-        self.counts = {"requests": 0, "processing": 0, "tokens": 0, "cancelled": 0}
+        names = ("requests", "processing", "tokens", "cancelled", "decodes", "prompt", "tasks")
+        self.counts = dict.fromkeys(names, 0)
         self.decoded = False  # the readiness probe was answered
         super().__init__(order["socket"], Handler)
 
     def count(self, name: str, step: int = 1) -> None:
         with self.lock:
             self.counts[name] += step
+
+    @contextlib.contextmanager
+    def slot(self) -> Any:
+        """A slot for one request; waits until one is free, and takes the one unused longest."""
+        with self.places:
+            with self.lock:
+                self.counts["tasks"] += 1
+                free = [slot for slot in self.slots if not slot.busy]
+                mine = min(free, key=lambda slot: slot.task or 0)
+                mine.busy, mine.tokens, mine.task = True, 0, self.counts["tasks"]
+            try:
+                yield mine
+            finally:
+                mine.busy = False
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Broken pipes are part of the game."""
@@ -74,8 +106,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"object": "list", "data": [{"id": self.server.order["model"]}]})
         elif path == "/props":
             self.answer(200, {"total_slots": self.server.order["parallel"]})
-        elif path == "/metrics":
-            self.metrics()
+        elif path in {"/metrics", "/slots"}:
+            self.figures(path)
         else:
             self.refuse(404, "File Not Found", "not_found_error")
 
@@ -89,9 +121,12 @@ class Handler(BaseHTTPRequestHandler):
         except ValueError as error:
             self.refuse(500, f"[json.exception.parse_error.101] {error}", "server_error")
             return
+        path = self.path.partition("?")[0].removeprefix("/v1")
+        if path.startswith("/slots/"):
+            self.keep_slot(path, body)
+            return
         self.server.count("requests")
         self.misbehave()
-        path = self.path.partition("?")[0].removeprefix("/v1")
         if path == "/embeddings":
             self.embeddings(body)
         elif path == "/completion":
@@ -105,7 +140,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def misbehave(self) -> None:
         order = self.server.order
-        if order["never_ready"] or (order["wedge"] and self.server.decoded):
+        if order["never_ready"]:
+            time.sleep(3600)
+        if (order["wedge"] or order["stuck"]) and self.server.decoded:
+            self.server.count("processing")
+            while order["spin"]:
+                pass
             time.sleep(3600)
         if order["no_first_byte"] and self.server.decoded:
             self.connection.close()
@@ -114,15 +154,52 @@ class Handler(BaseHTTPRequestHandler):
     def allowed(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {self.server.order['key']}"
 
-    def metrics(self) -> None:
-        counts = self.server.counts
-        text = (
-            f"llamacpp:tokens_predicted_total {counts['tokens']}\n"
-            f"llamacpp:requests_processing {counts['processing']}\n"
-            f"fake:requests_total {counts['requests']}\n"
-            f"fake:cancelled_total {counts['cancelled']}\n"
+    def figures(self, path: str) -> None:
+        order, counts = self.server.order, self.server.counts
+        if order["no_figures"]:
+            message = "This server does not support this endpoint."
+            self.refuse(501, message, "not_supported_error")
+            return
+        if order["wedge"] and counts["processing"]:
+            time.sleep(3600)  # the loop that would tell them stands still
+        if path == "/slots":
+            self.answer(200, [slot.view(order["context"]) for slot in self.server.slots])
+            return
+        text = "".join(
+            f"# HELP llamacpp:{name} As the real one.\n"
+            f"# TYPE llamacpp:{name} {kind}\n"
+            f"llamacpp:{name} {value:g}\n"  # six digits, as the real one
+            for name, kind, value in (
+                ("prompt_tokens_total", "counter", counts["prompt"]),
+                ("tokens_predicted_total", "counter", counts["tokens"]),
+                ("n_decode_total", "counter", counts["decodes"]),
+                ("requests_processing", "gauge", counts["processing"]),
+                ("requests_deferred", "gauge", 0),
+            )
         )
         self.reply(200, text.encode(), "text/plain; version=0.0.4")
+
+    def keep_slot(self, path: str, body: dict[str, Any]) -> None:
+        """Save what a slot holds to a file, or read it back."""
+        folder = self.server.order["conversations"]
+        if folder is None:
+            message = "This server does not support slots action. Start it with `--slot-save-path`"
+            self.refuse(501, message, "not_supported_error")
+            return
+        number, name = int(path.rpartition("/")[2]), str(body["filename"])
+        slot, file = self.server.slots[number], Path(folder) / name
+        answer: dict[str, Any] = {"id_slot": number, "filename": name}
+        if self.path.endswith("action=save"):
+            written = file.write_text(json.dumps({"tokens": slot.tokens}), encoding="utf-8")
+            self.answer(200, {**answer, "n_saved": slot.tokens, "n_written": written})
+            return
+        try:
+            text = file.read_text(encoding="utf-8")
+            slot.tokens = int(json.loads(text)["tokens"])
+        except (OSError, ValueError, KeyError, TypeError):
+            self.refuse(400, "Unable to restore slot", "invalid_request_error")
+            return
+        self.answer(200, {**answer, "n_restored": slot.tokens, "n_read": len(text)})
 
     def answer(self, status: int, body: object) -> None:
         self.reply(status, json.dumps(body).encode(), "application/json; charset=utf-8")
@@ -157,8 +234,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def native_completion(self, body: dict[str, Any]) -> None:
         first = self.server.order["first_token"]
-        with self.server.slots:
-            words = list(self.generate(int(body["n_predict"])))
+        with self.server.slot() as slot:
+            words = list(self.generate(int(body["n_predict"]), slot))
         tokens = [first + number for number in range(len(words))]
         self.answer(200, {"content": " ".join(words), "tokens": tokens})
 
@@ -176,11 +253,12 @@ class Handler(BaseHTTPRequestHandler):
             return
         limit = body.get("max_completion_tokens", body.get("max_tokens"))
         count = server.order["tokens"] if limit is None else int(limit)
-        with server.slots, self.processing():
+        with server.slot() as slot, self.processing():
+            self.read_prompt(prompt, slot)
             if body.get("stream"):
-                self.stream(body, count, prompt, chat=chat)
+                self.stream(body, self.generate(count, slot), usage(prompt, count), chat=chat)
             else:
-                words = list(self.generate(count))
+                words = list(self.generate(count, slot))
                 answer = self.frame(chat=chat, text=" ".join(words), final=True, whole=True)
                 self.answer(200, {**answer, "usage": usage(prompt, count)})
         server.decoded = True
@@ -196,7 +274,17 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             self.server.count("processing", -1)
 
-    def generate(self, count: int) -> Any:
+    def read_prompt(self, prompt: int, slot: Slot) -> None:
+        """Step by step, so that the counters move."""
+        ends_at = time.monotonic() + self.server.order["prompt_ms"] / 1000
+        while time.monotonic() < ends_at:
+            self.server.count("decodes")
+            time.sleep(0.005)
+        self.server.count("decodes")
+        self.server.count("prompt", prompt)
+        slot.tokens = prompt
+
+    def generate(self, count: int, slot: Slot) -> Any:
         order = self.server.order
         for number in range(count):
             if self.server.decoded and number == order["crash_after"]:
@@ -204,20 +292,22 @@ class Handler(BaseHTTPRequestHandler):
             if order["delay_ms"]:
                 time.sleep(order["delay_ms"] / 1000)
             self.server.count("tokens")
+            self.server.count("decodes")
+            slot.tokens += 1
             yield f"tok{number}"
 
-    def stream(self, body: dict[str, Any], count: int, prompt: int, *, chat: bool) -> None:
+    def stream(self, body: dict[str, Any], words: Any, used: dict[str, int], *, chat: bool) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for number, word in enumerate(self.generate(count)):
+        for number, word in enumerate(words):
             text = word if number == 0 else f" {word}"
             self.event(self.frame(chat=chat, text=text, final=False, whole=False))
         last = self.frame(chat=chat, text="", final=True, whole=False)
         self.event(last)
         if body.get("stream_options", {}).get("include_usage"):
-            self.event({**last, "choices": [], "usage": usage(prompt, count)})
+            self.event({**last, "choices": [], "usage": used})
         self.chunk(b"data: [DONE]\n\n")
         self.chunk(b"")
         self.end_of_answer()

@@ -27,12 +27,14 @@ from stoker.events import EventBus
 from stoker.hardware.facts import CpuFacts, HardwareFacts, LimitFacts, MemoryFacts
 from stoker.lifecycle.runtime import Lifecycle
 from stoker.metrics import Metrics
+from stoker.paths import Paths
 from stoker.settings import Settings
 from stoker.store.manifest import FileRole, Manifest, ManifestFile, SourceRecord, Trust, Verdict
 from stoker.store.partial import PartialKey
 from stoker.store.store import Store
 from stoker.store.verify import Expected
 from stoker.types import Digest, Filename, ModelId
+from stoker.upstreams import Upstreams
 from tests.fakes.engine import Behaviour, FakeEngine
 from tests.fakes.gguf_files import tiny_gguf
 
@@ -99,7 +101,7 @@ class Serving:
 
     @property
     def last_served(self) -> Path:
-        return self.home / "last-served.json"
+        return places_in(self.home).last_served
 
     async def until_idle(self) -> None:
         """Return when nothing runs, waits or is loaded any more."""
@@ -125,8 +127,13 @@ class Serving:
             settings=Settings(),
             bus=EventBus(),
             metrics=Metrics(),
-            last_served=self.last_served,
+            places=places_in(self.home),
         )
+
+
+def places_in(home: Path) -> Paths:
+    """As `_running` uses them; the folder exists."""
+    return Paths(home, home, home, home)
 
 
 @asynccontextmanager
@@ -169,34 +176,31 @@ async def _running(
         settings=wishes,
         bus=bus,
         metrics=metrics,
-        last_served=home / "last-served.json",
+        places=places_in(home),
     )
+    upstreams = Upstreams(wishes.upstreams, bus, offline=wishes.offline)
     endpoint = Endpoint("127.0.0.1", 0)
     server = ServerSwitch(
         endpoint=endpoint,
         lifecycle=lifecycle,
+        upstreams=upstreams,
         bus=bus,
         file=home / "server.json",
         state=ServerState(),
         drain_timeout_s=wishes.drain_timeout_s,
     )
-    nothing = cast("Any", None)  # the endpoint uses neither pulls nor history nor paths
-    services = Services(
+    services = _services(
         settings=wishes,
-        paths=nothing,
         store=store,
-        puller=nothing,
         lifecycle=lifecycle,
         bus=bus,
         metrics=metrics,
-        history=nothing,
         server=server,
-        started_at=0,
-        request_stop=lambda: None,
-        **dict.fromkeys(("profiles", "runtimes", "tuner", "planner"), nothing),
+        upstreams=upstreams,
     )
     async with anyio.create_task_group() as tasks:
         await tasks.start(lifecycle.run)
+        await tasks.start(upstreams.run)
         with endpoint:
             async with endpoint.running(create_inference_app(services)):
                 await server.start()
@@ -216,6 +220,13 @@ async def _running(
                     )
                     await lifecycle.drain(1)
         tasks.cancel_scope.cancel()
+
+
+def _services(**parts: Any) -> Services:
+    """These; the endpoint uses neither pulls nor history nor paths."""
+    unused = ("paths", "puller", "history", "profiles", "runtimes", "tuner", "planner")
+    nothing = dict.fromkeys(unused, cast("Any", None))
+    return Services(started_at=0, request_stop=lambda: None, **parts, **nothing)
 
 
 def _client(port: int) -> httpx2.AsyncClient:

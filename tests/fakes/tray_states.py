@@ -150,6 +150,10 @@ models = st.builds(
     queued=counts,
     expires_in_s=st.none() | figures,
     load_s=st.none() | figures,
+    expected_load_s=st.none() | figures,
+    loading_s=st.none() | figures,
+    default=st.booleans(),
+    pinned=st.booleans(),
     error=st.none() | failures,
 )
 pulls = st.builds(

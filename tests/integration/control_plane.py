@@ -43,6 +43,7 @@ from stoker.settings import Settings
 from stoker.store.manifest import Manifest
 from stoker.store.store import FileResult, Store
 from stoker.tuner import Tuner
+from stoker.upstreams import Upstreams
 from tests.fakes.engine import FakeEngine
 from tests.fakes.gguf_files import tiny_gguf
 
@@ -254,15 +255,17 @@ async def _serving(
         settings=settings,
         bus=bus,
         metrics=metrics,
-        last_served=places.last_served,
+        places=places,
         clock=clock,
     )
     puller = _puller(places, store, settings, bus)
+    upstreams = Upstreams(settings.upstreams, bus)
     async with AsyncExitStack() as stack:
         endpoint = stack.enter_context(Endpoint(settings.host, settings.port))
         server = ServerSwitch(
             endpoint=endpoint,
             lifecycle=lifecycle,
+            upstreams=upstreams,
             bus=bus,
             file=places.server_state,
             state=server_state.read(places.server_state),
@@ -280,6 +283,7 @@ async def _serving(
             metrics=metrics,
             history=history,
             server=server,
+            upstreams=upstreams,
             started_at=time.monotonic(),
             request_stop=lambda: stops.append("asked"),
             **_tuning(places, store, settings, bus, lifecycle),
@@ -288,6 +292,7 @@ async def _serving(
         stack.callback(tasks.cancel_scope.cancel)
         await tasks.start(lifecycle.run)
         await tasks.start(puller.run)
+        await tasks.start(upstreams.run)
         control = control_listening(create_control_app(services), places)
         await stack.enter_async_context(control)
         await stack.enter_async_context(endpoint.running(create_inference_app(services)))

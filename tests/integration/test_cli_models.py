@@ -124,3 +124,19 @@ def test_an_unknown_model_is_told_as_such_by_every_command(stoker: StokerCommand
         assert ran.returncode == 1, words
         assert len(ran.stderr.splitlines()) == 2, words
         assert "x" in ran.stderr.splitlines()[0], words
+
+
+def test_a_pin_is_kept_and_the_only_model_is_the_default(stoker: StokerCommand) -> None:
+    """Both over a restart; nothing is loaded by a pin."""
+    stoker("import", "tiny.gguf", "--name", "tiny")
+
+    view = json.loads(stoker("pin", "tiny", "--json").stdout)
+    assert stoker("restart").returncode == 0
+
+    assert (view["pinned"], view["state"]) == (True, "unloaded")
+    status = json.loads(stoker("status", "--json").stdout)
+    assert status["default"] == "tiny"
+    assert [(one["default"], one["pinned"]) for one in status["models"]] == [(True, True)]
+    assert _list(stoker)[0]["pinned"] is True
+    assert stoker("pin", "tiny", "--off").stdout == "tiny is not pinned.\n"
+    assert _list(stoker)[0]["pinned"] is False

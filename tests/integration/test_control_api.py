@@ -17,6 +17,7 @@ from stoker import __version__, errors
 from stoker.api import stream
 from stoker.client import StokerClient
 from stoker.events import BACKLOG
+from stoker.history import Kind
 from stoker.paths import from_environment
 from stoker.schemas import (
     Goodbye,
@@ -111,8 +112,8 @@ def test_stop_is_answered_and_asked_for(plane: ControlPlane, client: StokerClien
 
 def test_history_is_listed_newest_first(plane: ControlPlane) -> None:
     history = plane.services.history
-    plane.portal.call(history.record_load, "tiny", 1.5, "ready")
-    plane.portal.call(history.record_job, "scrub", 2.0, "sound")
+    history.note(Kind.LOAD, "tiny", 1.5, "ready")
+    history.note(Kind.JOB, "scrub", 2.0, "sound")
 
     status, _, body = raw(plane, "GET", "/history?limit=1")
     _, _, loads = raw(plane, "GET", "/history?kind=load")

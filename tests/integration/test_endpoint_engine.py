@@ -59,4 +59,4 @@ async def test_real_engine_behind_the_endpoint(starter_gguf: Path, stoker_home: 
         tokens = await served.client.post("/tokenize", json={"model": "starter", "content": "a b"})
         assert len(tokens.json()["tokens"]) == 2
         metrics = (await served.client.get("/metrics")).text
-        assert 'stoker_tokens_total{kind="completion"}' in metrics
+        assert 'stoker_tokens_total{kind="completion",model="starter"}' in metrics

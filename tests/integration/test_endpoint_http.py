@@ -76,6 +76,7 @@ async def test_models_are_listed_with_their_state() -> None:
         "state": "unloaded",
         "context": 2048,
         "capabilities": ["chat", "completion"],
+        "default": True,
     }
 
 
@@ -101,13 +102,13 @@ async def test_near_names_are_suggested() -> None:
 
 
 async def test_missing_model_lists_what_there_is() -> None:
-    """As OpenAI, Stoker does not guess."""
-    async with serving() as served:
+    """Stoker does not guess among several."""
+    async with serving(models=("m", "other")) as served:
         body = {"messages": [{"role": "user", "content": "hi"}]}
         answer = await served.client.post("/v1/chat/completions", json=body)
 
         assert answer.status_code == 400
-        assert _error(answer.json())["available"] == ["m"]
+        assert _error(answer.json())["available"] == ["m", "other"]
 
 
 async def test_ignored_fields_are_named_in_a_header() -> None:
@@ -148,6 +149,16 @@ async def test_unknown_paths_and_methods_are_openai_shaped() -> None:
             assert (await client.head(path)).status_code in {200, 404, 405}
 
 
+async def test_the_engines_own_paths_are_not_served() -> None:
+    """They show or change its insides; only what is in our table gets through."""
+    async with serving() as served:
+        for path in ("/slots", "/props", "/v1/../slots", "/lora-adapters", "/completion"):
+            assert (await served.client.get(path)).status_code in {403, 404}
+        for path in ("/slots/0?action=save", "/slots/0?action=restore", "/props", "/completion"):
+            answer = await served.client.post(path, json={"filename": "x"})
+            assert answer.status_code in {404, 405}
+
+
 async def test_health_says_ok() -> None:
     """For a monitor, with the version."""
     async with serving() as served:
@@ -179,7 +190,7 @@ async def test_undecodable_bodies_are_bad_requests() -> None:
 
 async def test_long_wait_is_bridged_with_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that waits for its model hears something, and then its answer or an error event."""
-    monkeypatch.setattr("stoker.api.relay._QUIET_S", 0.05)
+    monkeypatch.setattr("stoker.api.reply._QUIET_S", 0.05)
     slow, broken = Behaviour(start_ms=300), Behaviour(start_ms=300, crash_at_start="oom")
     async with serving(models=("m", "x"), behaviours={"m": slow, "x": broken}) as served:
         good = await served.chat(stream=True, max_tokens=1)

@@ -323,12 +323,30 @@ async def test_drain_cuts_what_does_not_end() -> None:
 async def test_idle_model_expires() -> None:
     """keep_alive of a load is honoured by the next tick."""
     async with serving() as served:
-        view = await served.lifecycle.load("m", keep_alive_s=0)
-        assert view.expires_in_s == 0
+        view = await served.lifecycle.load("m", keep_alive_s=0.01)
+        assert view.expires_in_s is not None
 
+        await anyio.sleep(0.02)
         served.lifecycle.tick()
 
         await served.until(lambda: not served.lifecycle.in_use(M))
+
+
+async def test_an_unload_does_not_cut_who_comes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends the worker of that moment; the next request begins another one, and that serves."""
+    monkeypatch.setattr("stoker.lifecycle.workers._STOP_GRACE_S", 0.1)
+    slow = {"m": Behaviour(delay_ms=20, ignore_stop=True)}
+    async with serving(behaviours=slow, drain_timeout_s=0.2) as served:
+        await served.chat(max_tokens=1)
+        first = served.lifecycle.view(M).pid
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(served.lifecycle.unload, "m")
+            await anyio.sleep(0.01)
+
+            answer = await served.chat(max_tokens=60, stream=True)
+
+        assert answer.text.rstrip().endswith("data: [DONE]")
+        assert served.lifecycle.view(M).pid not in {first, None}
 
 
 async def test_last_served_model_is_restored() -> None:
@@ -449,8 +467,8 @@ async def test_metrics_count() -> None:
         text = (await served.client.get("/metrics")).text
 
         assert 'stoker_requests_total{route="/v1/chat/completions",status="200"} 1.0' in text
-        assert 'stoker_tokens_total{kind="completion"} 5.0' in text
-        assert 'stoker_loads_total{result="ok"} 1.0' in text
-        assert "stoker_load_seconds_count 1.0" in text
+        assert 'stoker_tokens_total{kind="completion",model="m"} 5.0' in text
+        assert 'stoker_loads_total{model="m",result="ok"} 1.0' in text
+        assert 'stoker_load_seconds_count{model="m"} 1.0' in text
         assert 'stoker_worker_resident_bytes{model="m"}' in text
-        assert "stoker_queue 0.0" in text
+        assert 'stoker_queue{model="m"} 0.0' in text

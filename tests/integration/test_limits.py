@@ -222,6 +222,36 @@ def test_the_self_test_is_not_run_where_it_does_not_fit(home: Path, starter_gguf
         assert run.refused_with_numbers, [answer.text for answer in run.answers]
 
 
+def peak_bytes(daemon: Daemon) -> int:
+    """The most that any engine process of it ever had in memory, mapped weights included."""
+    peaks = []
+    for process in daemon.workers():
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+        peaks.append(int(found[1]) * 1024 if found else 0)
+    return max(peaks)
+
+
+def test_the_users_own_limit_is_kept(home: Path, starter_gguf: Path) -> None:
+    """However much is free: what fits in it is served within it, what does not is refused."""
+    roomy, tight = 500 * MIB, 150 * MIB
+
+    with running(home, starter_gguf, list, memory_limit_bytes=roomy) as one:
+        served = ask(one.base_url, 300)
+        peak, view = peak_bytes(one), one.model("starter")
+    with running(home.with_name("t"), starter_gguf, list, memory_limit_bytes=tight) as other:
+        refused = ask(other.base_url, 5)
+
+    assert served.status_code == 200, served.text
+    assert view.memory is not None
+    assert peak <= roomy
+    assert view.memory.predicted_bytes <= roomy
+    error = refused.json()["error"]
+    assert error["code"] == MemoryShort.code
+    assert "memory_limit_bytes" in error["message"]
+    assert error["needed_bytes"] > error["free_bytes"]
+
+
 def test_a_ulimit_is_kept(home: Path, starter_gguf: Path) -> None:
     """Where no group can be made: each process has so much address space and no more."""
     roomy, tight = 3 * GIB, 900 * MIB

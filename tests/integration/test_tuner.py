@@ -104,7 +104,7 @@ async def daemon_in(home: Path) -> AsyncIterator[World]:
         settings=settings,
         bus=bus,
         metrics=Metrics(),
-        last_served=places.last_served,
+        places=places,
         known=profiles,
     )
     tuner = Tuner(

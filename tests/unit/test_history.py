@@ -45,9 +45,9 @@ def path(tmp_path: Path) -> Path:
 async def test_runs_come_back_newest_first_after_a_restart(path: Path) -> None:
     """What was recorded is there when the file is opened again."""
     async with opened(path) as history:
-        await history.record_load("starter", 1.5, "ready")
-        await history.record_pull("owner/repo", 60.0, "done")
-        await history.record_job("scrub", 3.0, "sound")
+        history.note(Kind.LOAD, "starter", 1.5, "ready")
+        history.note(Kind.PULL, "owner/repo", 60.0, "done")
+        history.note(Kind.JOB, "scrub", 3.0, "sound")
 
     async with opened(path) as history:
         runs = await history.recent()
@@ -64,8 +64,8 @@ async def test_runs_come_back_newest_first_after_a_restart(path: Path) -> None:
 async def test_recent_can_be_narrowed(path: Path) -> None:
     async with opened(path) as history:
         for number in range(3):
-            await history.record_load(f"m{number}", 1.0, "ready")
-            await history.record_job("scrub", 1.0, "sound")
+            history.note(Kind.LOAD, f"m{number}", 1.0, "ready")
+            history.note(Kind.JOB, "scrub", 1.0, "sound")
 
         loads = await history.recent(Kind.LOAD, limit=2)
 
@@ -76,12 +76,13 @@ async def test_recent_can_be_narrowed(path: Path) -> None:
 async def test_the_last_good_load_of_each_model_is_known(path: Path) -> None:
     """Failed ones, later pulls and what is no number are left out."""
     async with opened(path) as history:
-        await history.record_load("a", 9.0, "ready")
-        await history.record_load("a", 2.0, "ready")
-        await history.record_load("a", 60.0, "worker_failed")
-        await history.record_pull("a", 50.0, "ready")
-        await history.record_load("b", 1.5, "ready")
-        await history.record_load("c", 1.0, "memory_short")
+        history.note(Kind.LOAD, "a", 9.0, "ready")
+        history.note(Kind.LOAD, "a", 2.0, "ready")
+        history.note(Kind.LOAD, "a", 60.0, "worker_failed")
+        history.note(Kind.PULL, "a", 50.0, "ready")
+        history.note(Kind.LOAD, "b", 1.5, "ready")
+        history.note(Kind.LOAD, "c", 1.0, "memory_short")
+        await history.recent()
         with database(path) as other:
             other.execute("INSERT INTO runs VALUES (99, 'load', 'd', 0, 'soon', 'ready')")
             other.execute("INSERT INTO runs VALUES (98, 'load', 'e', 0, 9e999, 'ready')")
@@ -90,11 +91,61 @@ async def test_the_last_good_load_of_each_model_is_known(path: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_rows_that_are_none_of_ours_are_passed_over(path: Path) -> None:
+    """Another program, or a newer Stoker, may have written them."""
+    async with opened(path) as history:
+        history.note(Kind.CRASH, "m", 3.0, "out_of_memory")
+        await history.recent()
+        with database(path) as other:
+            other.executemany(
+                "INSERT INTO runs VALUES (?, ?, 'x', ?, ?, 'ready')",
+                (
+                    (91, "dance", 0, 1.0),
+                    (92, "load", "yesterday", 1.0),
+                    (93, "load", 9e300, 1.0),
+                    (94, "load", 0, "long"),
+                ),
+            )
+
+        runs = await history.recent()
+
+    assert [(run.kind, run.result) for run in runs] == [(Kind.CRASH, "out_of_memory")]
+
+
+@pytest.mark.anyio
+async def test_a_history_of_the_first_version_is_carried_on(path: Path) -> None:
+    """Its rows stay, and the kinds that came later find their place."""
+    with database(path) as connection:
+        migrate(connection, MIGRATIONS[:1])
+        connection.execute("INSERT INTO runs VALUES (1, 'load', 'm', 0, 2.5, 'ready')")
+
+    async with opened(path) as history:
+        history.note(Kind.UNLOAD, "m", 60.0, "idle")
+        runs = await history.recent()
+        loads = await history.load_seconds()
+
+    assert [(run.kind, run.seconds) for run in runs] == [(Kind.UNLOAD, 60.0), (Kind.LOAD, 2.5)]
+    assert loads == {"m": 2.5}
+
+
+@pytest.mark.anyio
+async def test_a_note_after_the_end_is_lost_in_silence(path: Path) -> None:
+    """The last worker may end after the history was closed."""
+    async with opened(path) as history:
+        history.note(Kind.LOAD, "m", 1.0, "ready")
+    history.note(Kind.UNLOAD, "m", 1.0, "closed")
+
+    async with opened(path) as history:
+        assert [run.kind for run in await history.recent()] == [Kind.LOAD]
+
+
+@pytest.mark.anyio
 async def test_prune_drops_only_what_is_older(path: Path) -> None:
     async with opened(path) as history:
-        await history.record_load("old", 1.0, "ready")
+        history.note(Kind.LOAD, "old", 1.0, "ready")
+        await history.recent()
         between = datetime.now(UTC)
-        await history.record_load("new", 1.0, "ready")
+        history.note(Kind.LOAD, "new", 1.0, "ready")
 
         kept_all = await history.prune(between - timedelta(days=1))
         dropped = await history.prune(between)
@@ -111,7 +162,7 @@ async def test_a_file_that_is_no_database_is_moved_aside(path: Path, rubbish: by
     await anyio.Path(path).write_bytes(rubbish)
 
     async with opened(path) as history:
-        await history.record_load("starter", 1.0, "ready")
+        history.note(Kind.LOAD, "starter", 1.0, "ready")
         runs = await history.recent()
 
     assert [run.name for run in runs] == ["starter"]
@@ -121,7 +172,7 @@ async def test_a_file_that_is_no_database_is_moved_aside(path: Path, rubbish: by
 @pytest.mark.anyio
 async def test_a_damaged_page_is_found_when_opening(path: Path) -> None:
     async with opened(path) as history:
-        await history.record_load("m", 1.0, "ready")
+        history.note(Kind.LOAD, "m", 1.0, "ready")
     raw = bytearray(await anyio.Path(path).read_bytes())
     raw[4096:8192] = b"\xff" * 4096  # the table's page; the header stays sound
     await anyio.Path(path).write_bytes(raw)
@@ -141,7 +192,7 @@ async def test_a_newer_history_is_kept_aside(path: Path) -> None:
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
 
     async with opened(path) as history:
-        await history.record_load("starter", 1.0, "ready")
+        history.note(Kind.LOAD, "starter", 1.0, "ready")
         assert len(await history.recent()) == 1
 
     with database(path.with_name("history.sqlite3.broken")) as kept:
@@ -153,7 +204,7 @@ async def test_a_newer_history_is_kept_aside(path: Path) -> None:
 async def test_without_a_place_to_write_nothing_fails(tmp_path: Path) -> None:
     """A history that cannot be opened loses its rows and raises nothing."""
     async with opened(tmp_path / "no" / "such" / "folder") as history:
-        await history.record_load("starter", 1.0, "ready")
+        history.note(Kind.LOAD, "starter", 1.0, "ready")
 
         assert await history.recent() == []
         assert await history.prune(datetime.now(UTC)) == 0
@@ -165,7 +216,7 @@ async def test_a_lost_table_fails_softly(path: Path) -> None:
         with database(path) as other:
             other.execute("DROP TABLE runs")
 
-        await history.record_load("starter", 1.0, "ready")
+        history.note(Kind.LOAD, "starter", 1.0, "ready")
 
         assert await history.recent() == []
 
@@ -174,7 +225,7 @@ async def test_a_lost_table_fails_softly(path: Path) -> None:
 async def test_the_event_loop_stays_free(path: Path) -> None:
     """SQLite runs in a thread of its own."""
     async with opened(path) as history:
-        await history.record_load("starter", 1.0, "ready")
+        history.note(Kind.LOAD, "starter", 1.0, "ready")
 
         assert any(thread.name.startswith("history") for thread in threading.enumerate())
 
@@ -216,34 +267,17 @@ def test_connect_refuses_a_newer_version_and_closes_the_file(path: Path) -> None
 # --- events ----------------------------------------------------------------------------------
 
 
-def model(state: ModelState, error: ErrorView | None = None) -> ModelChanged:
-    return ModelChanged(model=ModelView(id="m", state=state, error=error))
-
-
 def pull(state: PullState, error: ErrorView | None = None) -> PullChanged:
     return PullChanged(pull=PullView(id="p1", reference="owner/repo", state=state, error=error))
 
 
-def test_a_load_is_timed_from_loading_to_its_end() -> None:
-    watch = Stopwatch()
-
-    assert watch.on(model(ModelState.QUEUED), 1.0) is None
-    assert watch.on(model(ModelState.LOADING), 2.0) is None
-    assert watch.on(model(ModelState.LOADING), 3.0) is None
-    assert watch.on(model(ModelState.READY), 5.0) == (Kind.LOAD, "m", 3.0, "ready")
-    assert watch.on(model(ModelState.READY), 6.0) is None
-
-
 def test_a_failure_is_recorded_with_its_code() -> None:
     watch = Stopwatch()
-    error = ErrorView(code="memory_short", message="no room", hint="close something")
+    error = ErrorView(code="disk_full", message="no room", hint="free some")
 
-    watch.on(model(ModelState.LOADING), 0.0)
     watch.on(pull(PullState.FETCHING), 0.0)
 
-    assert watch.on(model(ModelState.FAILED, error), 1.0) == (Kind.LOAD, "m", 1.0, "memory_short")
-    ended = watch.on(pull(PullState.FAILED, error), 4.0)
-    assert ended == (Kind.PULL, "owner/repo", 4.0, "memory_short")
+    assert watch.on(pull(PullState.FAILED, error), 4.0) == ("owner/repo", 4.0, "disk_full")
 
 
 def test_a_pull_is_timed_from_its_first_event() -> None:
@@ -251,32 +285,29 @@ def test_a_pull_is_timed_from_its_first_event() -> None:
 
     assert watch.on(pull(PullState.QUEUED), 1.0) is None
     assert watch.on(pull(PullState.PAUSED), 2.0) is None
-    assert watch.on(pull(PullState.DONE), 9.0) == (Kind.PULL, "owner/repo", 8.0, "done")
+    assert watch.on(pull(PullState.DONE), 9.0) == ("owner/repo", 8.0, "done")
     assert watch.on(Goodbye(), 9.0) is None
 
 
 @pytest.mark.anyio
 async def test_events_become_rows(path: Path) -> None:
-    """A recorder on the bus writes down what ends."""
+    """A recorder on the bus writes down which pulls end; models are no matter of its."""
     bus = EventBus()
     async with opened(path) as history, anyio.create_task_group() as tasks:
         tasks.start_soon(record_events, history, bus)
         await anyio.wait_all_tasks_blocked()
 
-        for event in (
-            model(ModelState.LOADING),
-            model(ModelState.READY),
-            pull(PullState.QUEUED),
-            pull(PullState.DONE),
-        ):
-            bus.publish(event)
+        for state in (ModelState.LOADING, ModelState.READY):
+            bus.publish(ModelChanged(model=ModelView(id="m", state=state)))
+        bus.publish(pull(PullState.QUEUED))
+        bus.publish(pull(PullState.DONE))
         with anyio.fail_after(10):
-            while len(await history.recent()) < 2:
+            while not await history.recent():
                 await anyio.lowlevel.checkpoint()
         runs = await history.recent()
         tasks.cancel_scope.cancel()
 
-    assert [(run.kind, run.name) for run in runs] == [(Kind.PULL, "owner/repo"), (Kind.LOAD, "m")]
+    assert [(run.kind, run.name) for run in runs] == [(Kind.PULL, "owner/repo")]
 
 
 def test_a_signed_address_is_not_recorded() -> None:
@@ -287,4 +318,4 @@ def test_a_signed_address_is_not_recorded() -> None:
     ended = watch.on(PullChanged(pull=pull), 1.0)
 
     assert ended is not None
-    assert ended[1] == "https://h/m.gguf"
+    assert ended[0] == "https://h/m.gguf"

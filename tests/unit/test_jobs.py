@@ -32,10 +32,14 @@ class Calls:
     active: int = 0
     idle: float = 1e6
     ticks: int = 0
+    relieved: int = 0
     asked: list[tuple[str, datetime]] = field(default_factory=list)
 
     def tick(self) -> None:
         self.ticks += 1
+
+    async def relieve(self) -> None:
+        self.relieved += 1
 
     def idle_s(self) -> float:
         return self.idle
@@ -62,6 +66,7 @@ class FakeTuner:
     """Begins something whenever no pull runs."""
 
     pulls: list[int] = field(default_factory=list)
+    measures: bool = False
 
     async def tick(self, *, pulls: int) -> str | None:
         self.pulls.append(pulls)
@@ -309,6 +314,17 @@ async def test_cleaning_jobs_use_the_settings(parts: Parts) -> None:
 
 
 @pytest.mark.anyio
+async def test_what_a_measurement_takes_frees_no_models(parts: Parts) -> None:
+    parts.tuner.measures = True
+    await jobs.relieve(parts.services())
+    assert parts.calls.relieved == 0
+
+    parts.tuner.measures = False
+    await jobs.relieve(parts.services())
+    assert parts.calls.relieved == 1
+
+
+@pytest.mark.anyio
 async def test_orphans_are_left_alone_while_a_pull_runs(parts: Parts) -> None:
     parts.calls.active = 1
     waiting = await jobs.prune_orphans(parts.services())
@@ -321,7 +337,7 @@ async def test_orphans_are_left_alone_while_a_pull_runs(parts: Parts) -> None:
 
 @pytest.mark.anyio
 async def test_the_history_is_pruned_by_the_settings(parts: Parts) -> None:
-    await parts.history.record_load("m", 1.0, "ready")
+    parts.history.note(Kind.LOAD, "m", 1.0, "ready")
 
     kept = await jobs.prune_history(parts.services())
     parts.settings = Settings(history_days=1e-9)

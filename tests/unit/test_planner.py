@@ -54,6 +54,7 @@ class World:
     surveyed: Survey | None = None
     survey_error: LabFailed | None = None
     plans: dict[ModelId, LaunchPlan] = dataclasses.field(default_factory=dict)
+    corrections: dict[str, float] = dataclasses.field(default_factory=dict)
     resident: int = 0
     offers: tuple[Offered, ...] = ()
     asked: list[tuple[str, str]] = dataclasses.field(default_factory=list)
@@ -61,6 +62,10 @@ class World:
     def tuned(self, model: Digest, _hardware: HardwareFacts, profile: Profile) -> Tuned | None:
         assert model == self.manifest.model_file.digest
         return self.tuned_profiles.get(profile)
+
+    def correction(self, model: Digest, runtime: str) -> float:
+        assert model == self.manifest.model_file.digest
+        return self.corrections.get(runtime, 1.0)
 
     async def survey(self, manifest: Manifest, runtime: str) -> Survey | None:
         self.asked.append((str(manifest.id), runtime))
@@ -230,6 +235,41 @@ async def test_what_other_models_may_still_take_is_not_free(world: World) -> Non
 
     assert view.memory.usable_bytes == idle.memory.usable_bytes - plan.memory.total_bytes
     assert not view.loaded
+
+
+async def test_the_limit_for_all_models_holds_for_a_plan_too(world: World) -> None:
+    """What others have of it is not free, what the model itself has is."""
+    plan = world.launch_plan()
+    limit = 4 * plan.memory.total_bytes
+    world.settings = Settings(memory_limit_bytes=limit)
+
+    alone = await world.planner().plan(ask())
+    world.plans[world.manifest.id] = plan
+    loaded = await world.planner().plan(ask())
+    world.plans[ModelId("other")] = plan
+    world.resident = 1000
+    beside = await world.planner().plan(ask())
+
+    assert alone.memory.usable_bytes == loaded.memory.usable_bytes == limit - limit // 50
+    assert beside.memory.usable_bytes == limit - limit // 50 - plan.memory.total_bytes
+    world.settings = Settings(memory_limit_bytes=plan.memory.total_bytes)
+    with pytest.raises(MemoryShort, match="memory_limit_bytes"):
+        await world.planner().plan(ask())
+
+
+async def test_what_was_learnt_is_shown_and_changes_no_setting(world: World) -> None:
+    world.plans[world.manifest.id] = world.launch_plan()
+    plain = await world.planner().plan(ask())
+    world.corrections = {"xllamacpp-1": 1.5, "native-1": 1.9}
+
+    learnt = await world.planner().plan(ask())
+
+    parts = plain.memory.total_bytes - plain.memory.weights_bytes
+    assert plain.memory.learnt_bytes == 0
+    assert learnt.memory.learnt_bytes == pytest.approx(parts / 2, abs=1)
+    assert learnt.memory.total_bytes == plain.memory.total_bytes + learnt.memory.learnt_bytes
+    assert learnt.settings["correction"] == 1.5
+    assert learnt.loaded
 
 
 async def test_a_model_that_runs_with_other_settings_is_not_loaded_so(world: World) -> None:

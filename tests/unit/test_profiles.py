@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stoker.errors import BadTuningFile
 from stoker.profiles import Profiles
 from stoker.tuning.keys import tuning_key
-from stoker.tuning.launch import Speeds, Survey, SurveyPoint, Trial, Tuned
+from stoker.tuning.launch import MemoryNeed, Speeds, Survey, SurveyPoint, Trial, Tuned
 from stoker.types import Digest
 from tests.fakes.hardware import machine
 
@@ -121,6 +121,101 @@ def test_a_full_disk_costs_the_file_but_not_the_result(tmp_path: Path) -> None:
     profiles.keep_tuned(MODEL, tuned())
 
     assert profiles.tuned(MODEL, HERE, "chat") == tuned()
+
+
+# --- peaks -----------------------------------------------------------------------------------
+
+
+def need(*, surveyed: bool = False, correction: float = 1.0) -> MemoryNeed:
+    """A thousand bytes of its own, a tenth of them caches."""
+    return MemoryNeed(5000, 700, 100, 50, 50, 100, surveyed=surveyed, correction=correction)
+
+
+def test_nothing_is_corrected_before_anything_was_learnt(profiles: Profiles) -> None:
+    assert profiles.correction(MODEL, "native-1") == 1.0
+
+
+def test_what_a_worker_took_is_expected_of_the_next(profiles: Profiles, tmp_path: Path) -> None:
+    """Also after a restart; of this model under this runtime only."""
+    profiles.keep_peak(MODEL, "native-1", need(), 1230)
+
+    for one in (profiles, again(tmp_path)):
+        assert one.correction(MODEL, "native-1") == 1.23
+        assert one.correction(MODEL, "native-2") == 1.0
+        assert one.correction(OTHER, "native-1") == 1.0
+
+
+def test_a_corrected_prediction_is_compared_as_it_was_computed(profiles: Profiles) -> None:
+    """Else each peak would correct what was corrected before."""
+    profiles.keep_peak(MODEL, "native-1", need(), 1230)
+
+    profiles.keep_peak(MODEL, "native-1", need(correction=1.23), 1230)
+
+    assert profiles.correction(MODEL, "native-1") == 1.23
+
+
+def test_a_dry_run_begins_with_a_correction_of_its_own(profiles: Profiles) -> None:
+    """Formulas and dry runs are off by different factors."""
+    profiles.keep_peak(MODEL, "native-1", need(), 1500)
+    profiles.keep_survey(MODEL, SURVEY)
+
+    before = profiles.correction(MODEL, "native-1")
+    profiles.keep_peak(MODEL, "native-1", need(surveyed=True), 1040)
+    profiles.keep_peak(MODEL, "native-1", need(), 1600)  # a worker from before the dry run
+
+    assert before == 1.0
+    assert profiles.correction(MODEL, "native-1") == 1.04
+
+
+def test_a_peak_that_teaches_nothing_writes_nothing(profiles: Profiles, tmp_path: Path) -> None:
+    profiles.keep_peak(MODEL, "native-1", need(), 990)
+    profiles.keep_peak(MODEL, "native-1", need(), 990, filled=0.4)
+
+    assert not (tmp_path / "tuning").exists()
+
+
+def test_only_a_filled_worker_lowers_the_correction(profiles: Profiles, tmp_path: Path) -> None:
+    profiles.keep_peak(MODEL, "native-1", need(), 1200)
+
+    profiles.keep_peak(MODEL, "native-1", need(), 880, filled=0.5)
+    idle = profiles.correction(MODEL, "native-1")
+    profiles.keep_peak(MODEL, "native-1", need(), 880, filled=0.95)
+
+    assert idle == 1.2
+    assert 1.0 < again(tmp_path).correction(MODEL, "native-1") < 1.2
+
+
+def test_peaks_stay_at_home(profiles: Profiles, tmp_path: Path) -> None:
+    """Memory is planned on one's own measurements only, whatever a document brings."""
+    profiles.keep_tuned(MODEL, tuned())
+    profiles.keep_peak(MODEL, "native-1", need(), 1500)
+    content = document(profiles)
+    peak = {
+        "runtime": "native-1",
+        "surveyed": False,
+        "correction": 2.0,
+        "computed_bytes": 1,
+        "peak_bytes": 2,
+    }
+
+    there = Profiles(tmp_path / "there")
+    there.take({**content, "models": [{**content["models"][0], "peaks": [peak]}]})
+
+    assert "peaks" not in content["models"][0]
+    assert there.tuned(MODEL, HERE, "chat") == tuned()
+    assert there.correction(MODEL, "native-1") == 1.0
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, 0.5, 2.5, 1e308, "1.5", None, True])
+def test_a_factor_that_cannot_be_is_not_read(
+    profiles: Profiles, tmp_path: Path, factor: object
+) -> None:
+    profiles.keep_peak(MODEL, "native-1", need(), 1500)
+    content = json.loads(file_of(tmp_path).read_text())
+    content["peaks"][0]["correction"] = factor
+    file_of(tmp_path).write_text(json.dumps(content))
+
+    assert again(tmp_path).correction(MODEL, "native-1") == 1.0
 
 
 # --- damage ----------------------------------------------------------------------------------

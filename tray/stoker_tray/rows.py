@@ -73,7 +73,8 @@ def _model_row(model: Model, *, is_damaged: bool) -> Row:
     """A damaged model is not served: it can only be looked at."""
     if is_damaged:
         return Row(f"model:{model.id}", f"{name(model.id)} — damaged")
-    detail = model_detail(model)
+    marks = ["default" if model.default else "", "pinned" if model.pinned else ""]
+    detail = listed([*marks, model_detail(model)])
     return Row(
         key=f"model:{model.id}",
         text=f"{name(model.id)} — {detail}" if detail else name(model.id),
@@ -85,7 +86,7 @@ def _model_row(model: Model, *, is_damaged: bool) -> Row:
 
 def model_detail(model: Model) -> str:
     """What a person weighs before switching: its state, its memory, how long it takes to load."""
-    expected = left(load_s(model))
+    expected = left(expected_s(model))
     match model.state:
         case ModelState.READY:
             return listed(["in use" if model.in_flight > 0 else "ready", memory(model)])
@@ -108,6 +109,11 @@ def failure(model: Model) -> str:
 def load_s(model: Model) -> float | None:
     """How long its last load took, when that is a sensible time."""
     return known(model.load_s, _LONGEST_LOAD_S) or None
+
+
+def expected_s(model: Model) -> float | None:
+    """How long a load of it takes, about; as long as its last one where nothing better is said."""
+    return known(model.expected_load_s, _LONGEST_LOAD_S) or load_s(model)
 
 
 def memory_bytes(model: Model) -> float:

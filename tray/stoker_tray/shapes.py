@@ -53,6 +53,8 @@ class Server:
 class Memory:
     predicted_bytes: int
     resident_bytes: int | None
+    peak_bytes: int | None = None
+    correction: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,13 @@ class Model:
     queued: int = 0
     expires_in_s: float | None = None
     load_s: float | None = None
+    expected_load_s: float | None = None
+    loading_s: float | None = None
+    default: bool = False
+    pinned: bool = False
+    priority: int = 0
+    kv_used: float | None = None
+    rung: int = 0
     error: Failure | None = None
 
 
@@ -111,6 +120,19 @@ class Pull:
 
 
 @dataclass(frozen=True, slots=True)
+class Upstream:
+    """Another server whose models are served; ``state`` is a word of the daemon's."""
+
+    name: str
+    base_url: str
+    state: str
+    models: tuple[str, ...] = ()
+    in_flight: int = 0
+    latency_s: float | None = None
+    error: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     daemon: Daemon
     server: Server
@@ -118,6 +140,8 @@ class Status:
     resources: Resources
     pulls: tuple[Pull, ...] = ()
     problems: tuple[str, ...] = ()
+    default: str | None = None
+    upstreams: tuple[Upstream, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +163,13 @@ class Offer:
 class StoreChange:
     id: str
     change: str
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultChange:
+    """Requests that name no model go to this one now."""
+
+    model: str | None
 
 
 # --- readers, made from the dataclasses ------------------------------------------------------

@@ -13,6 +13,7 @@ from stoker.types import ModelState
 from stoker_tray.shapes import (
     BadEvent,
     Daemon,
+    DefaultChange,
     Model,
     Offer,
     Pull,
@@ -23,11 +24,13 @@ from stoker_tray.shapes import (
     read,
     reader,
 )
+from stoker_tray.words import known as figure
 
 __all__ = ["BadEvent", "State", "apply", "damaged_text", "parse_offers", "parse_snapshot"]
 
 T = TypeVar("T")
 
+_LONGEST_LOAD_S: Final = 86400.0
 _MOST_ENDED: Final = 50  # pulls that have ended; the daemon itself keeps as many
 
 
@@ -42,7 +45,7 @@ class State:
     resources: Resources | None = None
     pulls: tuple[Pull, ...] = ()
     problems: tuple[str, ...] = ()
-    loading_since: Mapping[str, float] = field(default_factory=dict)  # model id: time first seen
+    loading_since: Mapping[str, float] = field(default_factory=dict)  # model id: when it began
     latest: str | None = None  # the model that began to load, or to answer, last
 
     # What the tray itself knows; a lost connection does not change it.
@@ -96,7 +99,7 @@ def parse_snapshot(
     models = _unique(told.models, lambda model: model.id)
     known = kept.loading_since
     loading = {
-        model.id: known.get(model.id, now_s)
+        model.id: known.get(model.id, _began(model, now_s))
         for model in models
         if model.state == ModelState.LOADING
     }
@@ -146,14 +149,22 @@ def _with_model(state: State, model: Model, now_s: float | None) -> State:
     since = state.loading_since
     if (model.state == ModelState.LOADING) != (model.id in since):
         since = {name: at for name, at in since.items() if name != model.id}
-        if model.state == ModelState.LOADING and now_s is not None:
-            since[model.id] = now_s
+        began = _began(model, now_s)
+        if model.state == ModelState.LOADING and began is not None:
+            since[model.id] = began
     return replace(
         state,
         models=_put(state.models, before, model),
         loading_since=since,
         latest=model.id if _comes_to_the_front(before, model) else state.latest,
     )
+
+
+def _began(model: Model, now_s: float | None) -> float | None:
+    """When its load began, on our own clock; None without one."""
+    if now_s is None:
+        return None
+    return now_s - (figure(model.loading_s, _LONGEST_LOAD_S) or 0.0)
 
 
 def _comes_to_the_front(before: Model | None, model: Model) -> bool:
@@ -187,6 +198,15 @@ def _with_server(state: State, event: Mapping[str, Any]) -> State:
 
 def _with_daemon(state: State, event: Mapping[str, Any]) -> State:
     return replace(state, daemon=read(Daemon, event.get("daemon")))
+
+
+def _with_default(state: State, event: Mapping[str, Any]) -> State:
+    chosen = read(DefaultChange, event).model
+    models = tuple(
+        one if one.default == (one.id == chosen) else replace(one, default=one.id == chosen)
+        for one in state.models
+    )
+    return replace(state, models=models)
 
 
 def _with_store(state: State, event: Mapping[str, Any]) -> State:
@@ -226,9 +246,11 @@ _CHANGES: Final[Mapping[str, Callable[[State, Mapping[str, Any]], State]]] = {
     "store": _with_store,
     "server": _with_server,
     "daemon": _with_daemon,
+    "default": _with_default,
     "goodbye": _left,
     "runtime": _not_shown,
     "tune": _not_shown,
+    "upstream": _not_shown,
 }
 
 

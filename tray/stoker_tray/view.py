@@ -107,7 +107,7 @@ def _is_exposed(state: State) -> bool:
 
 def _load_progress(state: State, now_s: float) -> int | None:
     model = current(state)
-    expected = rows.load_s(model) if model is not None else None
+    expected = rows.expected_s(model) if model is not None else None
     if model is None or expected is None or model.id not in state.loading_since:
         return None
     elapsed = known(now_s - state.loading_since[model.id], 10**9) or 0.0
@@ -133,7 +133,7 @@ def _steps(pulls: list[Pull]) -> int | None:
 
 def _left_s(state: State, model: Model, now_s: float) -> float | None:
     """How much longer the load should take; None when nobody knows, or it is late."""
-    expected = rows.load_s(model)
+    expected = rows.expected_s(model)
     if model.state != ModelState.LOADING or expected is None:
         return None
     since = state.loading_since.get(model.id, now_s)

@@ -33,6 +33,22 @@ _BRANCHES: Final = 1000  # of one grammar; items of one list or object in a sche
 _SCHEMA_NODES: Final = 10_000
 _SCHEMA_CHARACTERS: Final = 262_144  # of all names and texts
 _LONGEST_PATTERN: Final = 1000  # characters; each may be a branch
+_LONGEST_KEEP_S: Final = 10 * 365 * 86400.0  # ten years; more is a mistake, not a wish
+_DURATION: Final = re.compile(
+    r"([+-]?)((?:[0-9]{1,12}(?:\.[0-9]{1,12})?(?:ns|us|µs|ms|s|m|h|d)){1,8}|[0-9]{1,12}(?:\.[0-9]{1,12})?)"
+)
+_DURATION_PART: Final = re.compile(r"([0-9.]+)([a-zµ]*)")
+_UNIT_S: Final = {
+    "": 1.0,
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+}
 _GRAMMAR_TEXT: Final = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', re.DOTALL)
 
 
@@ -211,6 +227,28 @@ def template_kwargs(name: str, value: Any) -> Any:
         if not _KWARG.fullmatch(key) or not isinstance(item, bool | int | float | str):
             wrong(name, "an object of plain values")
     return value
+
+
+def keep_alive(name: str, value: Any) -> float:
+    """Seconds, from a number or a text such as ``5m``, ``1h30m`` or ``-1``; -1 means for ever.
+
+    As Ollama's clients write it: every negative one means for ever.
+    """
+    seconds = _seconds(value)
+    if seconds is None or not seconds <= _LONGEST_KEEP_S:
+        wrong(name, "a number of seconds or a time such as 90s, 5m or 1h30m; -1 is for ever")
+    return -1.0 if seconds < 0 else float(seconds)
+
+
+def _seconds(value: Any) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        return None
+    parts = _DURATION_PART.findall(match[2])
+    total = sum(float(figure) * _UNIT_S[unit] for figure, unit in parts)
+    return -total if match[1] == "-" else total
 
 
 def flag_or_count(name: str, value: Any) -> Any:

@@ -30,6 +30,7 @@ from stoker.schemas import (
     ModelRequest,
     ModelView,
     OfferView,
+    PinRequest,
     PullRequest,
     PullView,
     RemovedView,
@@ -143,12 +144,18 @@ def _memory_routes(services: Services) -> APIRouter:
 
     @router.post("/load", response_model=None)
     async def load(wanted: LoadRequest, request: Request) -> ModelView | Response:
+        if wanted.pin is not None:
+            await lifecycle.pin(wanted.model, pinned=wanted.pin)
         load = lifecycle.load(wanted.model, keep_alive_s=wanted.keep_alive_s)
         return await unless_gone(request.receive, load)
 
     @router.post("/use", response_model=None)
     async def use(wanted: ModelRequest, request: Request) -> ModelView | Response:
         return await unless_gone(request.receive, lifecycle.use(wanted.model))
+
+    @router.post("/pin")
+    async def pin(request: PinRequest) -> ModelView:
+        return await lifecycle.pin(request.model, pinned=request.pinned)
 
     @router.post("/free")
     async def free() -> FreedView:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from stoker.api.allowed import ALLOWED, CONTROL, LONGEST_NAME, MAX_NODES, REFUSED
-from stoker.api.checks import wrong
+from stoker.api.checks import keep_alive, wrong
 from stoker.errors import BadRequest, NotCapable, StokerError
 from stoker.types import Capability
 
+KEEP_ALIVE: Final = "keep_alive"  # is for the lifecycle, and never reaches the engine
 MAX_DEPTH: Final = 64  # levels; tool schemas of real clients reach 20
 _MAX_IMAGES: Final = 32
 _MAX_IMAGE_CHARS: Final = 28 * 1024 * 1024  # 20 MB of picture in base64
@@ -34,6 +35,7 @@ class Request:
     payload: bytes  # the checked fields as JSON; never empty
     ignored: tuple[str, ...]
     media: frozenset[Capability]  # what its attachments ask of the model
+    keep_alive_s: float | None = None  # how long the model stays afterwards; -1: for ever
 
     def body(self, model: str) -> bytes:
         """The JSON for the engine, with the model's own id."""
@@ -47,7 +49,7 @@ def parse(path: str, body: bytes) -> Request:
     """The request for a route of `ALLOWED`. Raises BadRequest or NotCapable."""
     values = _load(body)
     allowed, required = ALLOWED[path]
-    model = values.pop("model", None)
+    model, keep = values.pop("model", None), values.pop(KEEP_ALIVE, None)
     fields: dict[str, Any] = {}
     ignored: list[str] = []
     for name, value in values.items():
@@ -69,6 +71,7 @@ def parse(path: str, body: bytes) -> Request:
         payload=_encode(fields),
         ignored=tuple(sorted(ignored)),
         media=frozenset(media.kinds),
+        keep_alive_s=None if keep is None else keep_alive(KEEP_ALIVE, keep),
     )
 
 
@@ -78,9 +81,14 @@ def ignored_header(names: tuple[str, ...]) -> bytes:
 
 
 def missing_model(known: list[str]) -> StokerError:
-    """The error for a request that names no model; it lists what there is."""
+    """The error for a request that names no model while none is the default; it lists them."""
     names = ", ".join(known[:10]) or "none yet"
-    return BadRequest(f"model is missing; there is: {names}", param="model", available=known)
+    return BadRequest(
+        f"model is missing, and no model is the default; there is: {names}",
+        hint="Name one of them, or make one the default with `stoker use MODEL`.",
+        param="model",
+        available=known,
+    )
 
 
 def _load(body: bytes) -> dict[str, Any]:

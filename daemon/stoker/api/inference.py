@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stoker.api import upstreams as elsewhere
+from stoker.api.default import means_default
 from stoker.api.errors import install_handlers
 from stoker.api.guard import Guard, Rules
 from stoker.api.health import health_routes
 from stoker.api.relay import Relay
 from stoker.api.routes import ROUTES
 from stoker.api.services import Services
+from stoker.errors import UnknownModel
 from stoker.metrics import Metrics
 from stoker.store.manifest import Manifest
 
@@ -63,32 +67,49 @@ def _as_get(scope: Scope) -> Scope:
 
 def _model_routes(services: Services) -> APIRouter:
     router = APIRouter()
-
-    def shown(manifest: Manifest) -> dict[str, Any]:
-        view = services.lifecycle.view(manifest.id)
-        return {
-            "id": str(manifest.id),
-            "object": "model",
-            "created": int(manifest.created_at.timestamp()),
-            "owned_by": "stoker",
-            "stoker": {
-                "state": view.state.value,
-                "context": view.context or manifest.context_length,
-                "capabilities": [capability.value for capability in manifest.capabilities],
-            },
-        }
+    store, upstreams = services.store, services.upstreams
 
     @router.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [shown(one) for one in services.store.list()]}
+    async def models(request: Request) -> dict[str, Any]:
+        here = [_shown(services, one) for one in store.list()]
+        if elsewhere.came_from_a_stoker(request.headers.raw):
+            return {"object": "list", "data": here}  # it lists the others itself
+        taken = {one["id"] for one in here}
+        there = [elsewhere.listed(one) for one in upstreams.models() if one.id not in taken]
+        return {"object": "list", "data": [*here, *there]}
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        return shown(services.store.find(name))
+        default = services.lifecycle.default_model()
+        if name and default is not None and means_default(store, name):
+            name = str(default)
+        try:
+            return _shown(services, store.find(name))
+        except UnknownModel:
+            remote = upstreams.find(name)
+            if remote is None:
+                raise
+            return elsewhere.listed(remote)
 
     for path in ROUTES:
         router.add_api_route(path, _never, methods=["POST"])  # so that GET is 405, not 404
     return router
+
+
+def _shown(services: Services, manifest: Manifest) -> dict[str, Any]:
+    view = services.lifecycle.view(manifest.id)
+    return {
+        "id": str(manifest.id),
+        "object": "model",
+        "created": int(manifest.created_at.timestamp()),
+        "owned_by": "stoker",
+        "stoker": {
+            "state": view.state.value,
+            "context": view.context or manifest.context_length,
+            "capabilities": [capability.value for capability in manifest.capabilities],
+            "default": manifest.id == services.lifecycle.default_model(),
+        },
+    }
 
 
 async def _never() -> None:

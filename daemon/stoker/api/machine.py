@@ -5,13 +5,13 @@ Parse, call one service method, render; docs/control-api.md documents the shapes
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
 
-from stoker import recommend
 from stoker.api.services import Services
+from stoker.late import late
 from stoker.schemas import ModelRequest, RuntimesView, RuntimeView, TuneView
 from stoker.schemas_machine import (
     HoldRequest,
@@ -24,6 +24,11 @@ from stoker.schemas_machine import (
     TuneRequest,
     Use,
 )
+
+if TYPE_CHECKING:
+    from stoker import recommend
+else:  # asked for now and then
+    recommend = late("stoker.recommend")
 
 
 def plan_routes(services: Services) -> APIRouter:

@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from stoker.api.checks import keep_alive
+from stoker.api.fields import KEEP_ALIVE
 from stoker.errors import BadRequest
 
 ALLOWED: Final = frozenset(
@@ -37,6 +39,13 @@ class Form:
     model: str
     body: bytes
     ignored: tuple[str, ...]
+    boundary: bytes  # the leading dashes included
+    keep_alive_s: float | None = None  # as in `fields.Request`
+
+    def named(self, model: str) -> bytes:
+        """The body with a part that names the model, for a server that has several."""
+        part = b'\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n'
+        return self.boundary + part % model.encode() + self.body
 
 
 def parse(content_type: str, body: bytes) -> Form:
@@ -50,16 +59,19 @@ def parse(content_type: str, body: bytes) -> Form:
         raise BadRequest("the multipart body is cut or malformed")
     if len(parts) > _MAX_PARTS:
         raise BadRequest(f"the multipart body has more than {_MAX_PARTS} parts")
-    model, kept, ignored = "", [], []
+    model, keep, kept, ignored = "", None, [], []
     for part in parts[1:-1]:
         head, _, content = part.partition(b"\r\n\r\n")
         named = _NAME.search(head)
         name = named[1].decode("latin-1") if named else ""
         if name == "model":
             model = content[:300].decode("utf-8", errors="replace")
+        elif name == KEEP_ALIVE:
+            keep = keep_alive(name, content[:64].decode("utf-8", errors="replace"))
         elif name in ALLOWED:
             kept.append(part)
         else:
             ignored.append(name)
     joined = b"".join(b"\r\n" + boundary + part for part in [*kept, b"--\r\n"])
-    return Form(model, joined.removeprefix(b"\r\n"), tuple(sorted(ignored)))
+    body = joined.removeprefix(b"\r\n")
+    return Form(model, body, tuple(sorted(ignored)), boundary, keep)

@@ -6,13 +6,19 @@ The short form of `recommend`, for menus: each model once, judged by what is fre
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from stoker import recommend
-from stoker.recommend import Tunings
+from stoker.late import late
 from stoker.schemas import OfferView
 from stoker.schemas_machine import RecommendationView
 from stoker.settings import Settings
 from stoker.store.store import Store
+
+if TYPE_CHECKING:
+    from stoker import recommend
+    from stoker.recommend import Tunings
+else:  # asked for now and then
+    recommend = late("stoker.recommend")
 
 
 def from_machine(

@@ -1,44 +1,46 @@
-"""The way of a request to a worker and of its answer back: bytes in, bytes out.
+"""The way of a request to whoever answers it and of the answer back: bytes in, bytes out.
 
 A plain ASGI endpoint: the request is parsed once, the answer not at all. What a token costs here
 is taken from the engine's own threads, so nothing is done per chunk that can wait until the end.
-Not for: which fields may pass (`fields`), who may call (`guard`), which worker (`lifecycle`).
+Not for: which fields may pass (`fields`), who may call (`guard`), which worker (`lifecycle`),
+other servers (`stoker.upstreams`), or how the answer is sent (`reply`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
 
 import anyio
 import structlog
 from anyio.to_thread import run_sync
 from starlette.types import Receive, Scope, Send
 
-from stoker.api import fields, multipart
-from stoker.api.errors import headers_of, status_of
+from stoker.api import fields, multipart, waiting
+from stoker.api import upstreams as elsewhere
+from stoker.api.checks import keep_alive
+from stoker.api.default import means_default
 from stoker.api.hangup import until_gone
-from stoker.api.routes import ROUTES, Route, engine_error, error_body, error_event
+from stoker.api.reply import JSON, Headed, Reply
+from stoker.api.routes import ROUTES, engine_error
 from stoker.api.services import Services
-from stoker.engine.upstream import UpstreamResponse
 from stoker.errors import InternalError, StokerError, WorkerLost
-from stoker.lifecycle.running import Lease
-from stoker.types import Capability
+from stoker.lifecycle.tickets import Seat
+from stoker.metrics import ModelMeters
+from stoker.types import Capability, ModelId
+from stoker.upstreams import RemoteModel
 
 log = structlog.get_logger(__name__)
 
 _THREAD_BYTES: Final = 256 * 1024  # a body that takes more than a few milliseconds to parse
 _MAX_ERROR_BYTES: Final = 1024 * 1024
-_QUIET_S: Final = 10.0  # a stream that waits for its model says so after this, and this often
 _TRANSCRIPTIONS: Final = "/v1/audio/transcriptions"
-_SSE: Final = b"text/event-stream"
-_JSON: Final = b"application/json"
+_KEEP_ALIVE_HEADER: Final = "X-Stoker-Keep-Alive"  # for clients that cannot add a field
+_KEEP_ALIVE_KEY: Final = _KEEP_ALIVE_HEADER.lower().encode()
 _EVENT: Final = b"data: "
 _COUNTS: Final = (
     # The engine's own timings, then OpenAI's and Anthropic's usage.
@@ -56,8 +58,29 @@ class _Asked:
     capability: Capability | None
     stream: bool
     ignored: tuple[str, ...]
+    keep_alive_s: float | None
     content_type: bytes
     body: Callable[[str], bytes]  # for the engine, given the model's id
+    body_elsewhere: Callable[[str], bytes]  # the same for a server that has several models
+
+
+@dataclass(slots=True)
+class _Call:
+    """One request on its way."""
+
+    path: str
+    asked: _Asked
+    reply: Reply
+    began: float
+    seat: Seat = field(default_factory=Seat)
+    granted: bool = False  # a worker was, or is, ours
+    news: bytes | None = None  # what to say while it waits; None: how it stands in the queue
+
+
+class _Body(Headed, Protocol):
+    """An answer that has begun, from an engine or from another server."""
+
+    async def chunk(self) -> bytes: ...
 
 
 class Relay:
@@ -66,6 +89,7 @@ class Relay:
     def __init__(self, services: Services) -> None:
         self._store = services.store
         self._lifecycle = services.lifecycle
+        self._upstreams = services.upstreams
         self._metrics = services.metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,14 +97,17 @@ class Relay:
         body = await _read(receive)
         if body is None:
             return
-        reply = _Reply(ROUTES[scope["path"]], send)
+        reply = Reply(ROUTES[scope["path"]], send)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(until_gone, receive, tasks.cancel_scope)
             await self._answer(scope, body, reply)
             tasks.cancel_scope.cancel()
-        self._metrics.requests.labels(scope["path"], str(reply.status or "gone")).inc()
+        status = str(reply.status or "gone")
+        self._metrics.requests.labels(scope["path"], status).inc()
+        if reply.upstream is not None:
+            self._metrics.upstream(reply.upstream, status)
 
-    async def _answer(self, scope: Scope, body: bytes, reply: _Reply) -> None:
+    async def _answer(self, scope: Scope, body: bytes, reply: Reply) -> None:
         try:
             await self._relay(scope, body, reply)
         except StokerError as error:
@@ -89,149 +116,139 @@ class Relay:
             log.exception("relay_crashed", path=scope["path"])
             await reply.fail(InternalError(f"Stoker failed: {type(error).__name__}"))
 
-    async def _relay(self, scope: Scope, body: bytes, reply: _Reply) -> None:
+    async def _relay(self, scope: Scope, body: bytes, reply: Reply) -> None:
         began = time.perf_counter()
-        asked = await self._understand(scope, body)
+        asked = await _understand(scope, body)
         reply.ignored = asked.ignored
-        async with reply.soothing(active=asked.stream):
-            try:
-                await self._ask(scope["path"], asked, reply, began)
-            except WorkerLost as error:
-                if error.facts.get("sent", True):
-                    raise
-                # It died unnoticed while idle; the request has not left us, so it can't repeat.
-                await self._ask(scope["path"], asked, reply, began)
+        call = _Call(scope["path"], asked, reply, began)
+        async with reply.soothing(lambda: self._news(call), active=asked.stream):
+            await self._route(scope, call)
 
-    async def _ask(self, path: str, asked: _Asked, reply: _Reply, began: float) -> None:
-        async with self._lifecycle.lease(asked.model, capability=asked.capability) as lease:
+    def _news(self, call: _Call) -> bytes:
+        if call.news is not None:
+            return call.news
+        return waiting.queued(self._lifecycle.waiting(call.seat))
+
+    # --- who answers -------------------------------------------------------------------------
+
+    async def _route(self, scope: Scope, call: _Call) -> None:
+        """A stored model of the name comes first, whatever else goes by it."""
+        name = call.asked.model
+        remote = elsewhere.remote(self._store, self._upstreams, name, scope["headers"])
+        if remote is not None:
+            await self._ask_elsewhere(call, remote)
+        elif means_default(self._store, name):
+            await self._ask_default(call)
+        else:
+            await self._ask(call, name)
+
+    async def _ask_default(self, call: _Call) -> None:
+        model = self._default()
+        try:
+            await self._ask(call, str(model))
+        except StokerError:
+            # The user changed to a model that cannot be loaded: the one before is the default
+            # again, and whoever named none does not care. The change learns it in this moment.
+            await asyncio.sleep(0)
+            now = self._lifecycle.default_model()
+            if call.granted or now is None or now == model:
+                raise
+            await self._ask(call, str(now))
+
+    def _default(self) -> ModelId:
+        """Raises BadRequest, which names what there is."""
+        model = self._lifecycle.default_model()
+        if model is None:
+            raise fields.missing_model([str(manifest.id) for manifest in self._store.list()])
+        return model
+
+    async def _ask(self, call: _Call, model: str) -> None:
+        try:
+            await self._ask_once(call, model)
+        except WorkerLost as error:
+            if error.facts.get("sent", True):
+                raise
+            # It died unnoticed while idle; the request has not left us, so it can't repeat.
+            await self._ask_once(call, model)
+
+    async def _ask_once(self, call: _Call, model: str) -> None:
+        asked, call.news = call.asked, None
+        async with self._lifecycle.lease(
+            model, capability=asked.capability, keep_alive_s=asked.keep_alive_s, seat=call.seat
+        ) as lease:
+            call.granted, call.news = True, waiting.READING
             headers = ((b"content-type", asked.content_type),)
             body = asked.body(str(lease.model))
-            response = await lease.upstream.open("POST", path, headers, body)
+            response = await lease.upstream.open("POST", call.path, headers, body)
             try:
-                await self._pass_on(response, reply, lease, began)
+                if response.status != 200:  # noqa: PLR2004  # it answers nothing else that is good
+                    told = await response.read(_MAX_ERROR_BYTES)
+                    raise engine_error(response.status, told)
+                meters = self._metrics.model(str(lease.model))
+                await _pass_on(response, call, lease.add_tokens, meters)
             finally:
                 await response.aclose()
 
-    async def _understand(self, scope: Scope, body: bytes) -> _Asked:
-        """Raises BadRequest, NotCapable."""
-        parse = _upload if scope["path"] == _TRANSCRIPTIONS else _question
-        if len(body) > _THREAD_BYTES:
-            asked = await run_sync(parse, scope, body)
-        else:
-            asked = parse(scope, body)
-        if not asked.model:
-            raise fields.missing_model([str(manifest.id) for manifest in self._store.list()])
-        return asked
-
-    async def _pass_on(
-        self, response: UpstreamResponse, reply: _Reply, lease: Lease, began: float
-    ) -> None:
-        if response.status != 200:  # noqa: PLR2004  # the engine answers nothing else that is good
-            raise engine_error(response.status, await response.read(_MAX_ERROR_BYTES))
-        before, chunk = b"", await response.chunk()
-        await reply.begin(response)
-        if reply.streams:
-            self._metrics.ttft_seconds.observe(time.perf_counter() - began)
-        while chunk:
-            await reply.write(chunk)
-            lease.add_tokens(chunk.count(_EVENT))
-            before, last = chunk, before
-            chunk = await response.chunk()
-        await reply.end()
-        self._count_tokens(last + before if before else b"")
-
-    def _count_tokens(self, tail: bytes) -> None:
-        """From the end of the answer, where the engine or the API puts its counts."""
-        for prompt, completion in _COUNTS:
-            prompts, completions = prompt.findall(tail), completion.findall(tail)
-            if prompts or completions:
-                self._metrics.count_tokens(
-                    prompt=int(prompts[-1]) if prompts else 0,
-                    completion=int(completions[-1]) if completions else 0,
-                )
-                return
-
-
-class _Reply:
-    """The answer as far as it was sent, and how to end it from there."""
-
-    def __init__(self, route: Route, send: Send) -> None:
-        self.status: int | None = None  # what the client was told
-        self.ignored: tuple[str, ...] = ()
-        self._route = route
-        self._send = send
-        self.streams = False  # the answer is server-sent events
-        self._answering = False  # the engine's own bytes are on their way
-        self._last = b""
-
-    async def begin(self, response: UpstreamResponse) -> None:
-        """Send the head: the engine's content type and length, and nothing else of it."""
-        self._answering = True
-        if self.status is not None:
-            return  # comments came first
-        kind = response.header(b"content-type") or _JSON
-        self.streams = kind.startswith(_SSE)
-        length = response.header(b"content-length")
-        await self._start(200, kind, [(b"content-length", length)] if length else [])
-
-    async def write(self, chunk: bytes) -> None:
-        self._last = chunk
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-
-    async def end(self) -> None:
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def fail(self, error: StokerError) -> None:
-        """Say what went wrong in the way that is still possible.
-
-        Before the head: a status and a body. In a stream: a last event, without ``[DONE]``. In
-        any other body: nothing; the server cuts the connection, so that it is seen to be cut.
-        """
-        if self.status is None:
-            body = json.dumps(error_body(self._route.flavour, error)).encode()
-            extra = [(k.lower().encode(), v.encode()) for k, v in headers_of(error).items()]
-            extra.append((b"content-length", b"%d" % len(body)))
-            await self._start(status_of(error), _JSON, extra)
-            await self.write(body)
-            await self.end()
-        elif self.streams:
-            separator = b"" if not self._last or self._last.endswith(b"\n\n") else b"\n\n"
-            await self.write(separator + error_event(self._route.flavour, error))
-            await self.end()
-
-    @asynccontextmanager
-    async def soothing(self, *, active: bool) -> AsyncIterator[None]:
-        """Until the engine answers, send a comment now and then, so that nobody gives up."""
-        if not active:
-            yield
-            return
-        task = asyncio.create_task(self._soothe())
+    async def _ask_elsewhere(self, call: _Call, remote: RemoteModel) -> None:
+        """Another server's model; what is sent there is never sent twice."""
+        call.news, call.reply.upstream = waiting.asking(remote.upstream), remote.upstream
+        headers = ((b"content-type", call.asked.content_type),)
+        body = call.asked.body_elsewhere(remote.name)
+        response = await self._upstreams.open(remote, "POST", call.path, headers, body)
         try:
-            yield
+            if response.status != 200:  # noqa: PLR2004  # as for an engine
+                raise await elsewhere.refusal(remote, response)
+            await _pass_on(response, call)
         finally:
-            task.cancel()
-            await asyncio.wait((task,))
+            await response.aclose()
 
-    async def _soothe(self) -> None:
-        while True:
-            await asyncio.sleep(_QUIET_S)
-            if self._answering:
-                return
-            if self.status is None:
-                self.streams = True
-                await self._start(200, _SSE, [])
-            await self.write(b": the model is being loaded or reads the prompt\n\n")
 
-    async def _start(self, status: int, kind: bytes, extra: list[tuple[bytes, bytes]]) -> None:
-        self.status = status
-        headers = [(b"content-type", kind), *extra]
-        if self.streams:
-            headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-        else:
-            headers.append((b"cache-control", b"no-store"))
-        if self.ignored:
-            headers.append((b"x-stoker-ignored", fields.ignored_header(self.ignored)))
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+# --- the answer ------------------------------------------------------------------------------
+
+
+async def _pass_on(
+    response: _Body,
+    call: _Call,
+    add_tokens: Callable[[int], None] = lambda _tokens: None,
+    meters: ModelMeters | None = None,
+) -> None:
+    """Every byte as it came; with ``meters`` it is counted for its model."""
+    reply = call.reply
+    before, chunk = b"", await response.chunk()
+    await reply.begin(response)
+    if reply.streams and meters is not None:
+        meters.first_byte(time.perf_counter() - call.began)
+    while chunk:
+        await reply.write(chunk)
+        add_tokens(chunk.count(_EVENT))
+        before, last = chunk, before
+        chunk = await response.chunk()
+    await reply.end()
+    if before and meters is not None:
+        _count_tokens(last + before, meters)
+
+
+def _count_tokens(tail: bytes, meters: ModelMeters) -> None:
+    """From the end of the answer, where the engine or the API puts its counts."""
+    for prompt, completion in _COUNTS:
+        prompts, completions = prompt.findall(tail), completion.findall(tail)
+        if prompts or completions:
+            meters.tokens(
+                prompt=int(prompts[-1]) if prompts else 0,
+                completion=int(completions[-1]) if completions else 0,
+            )
+            return
+
+
+# --- the request -----------------------------------------------------------------------------
+
+
+async def _understand(scope: Scope, body: bytes) -> _Asked:
+    """Raises BadRequest, NotCapable."""
+    parse = _upload if scope["path"] == _TRANSCRIPTIONS else _question
+    if len(body) > _THREAD_BYTES:
+        return await run_sync(parse, scope, body)
+    return parse(scope, body)
 
 
 def _question(scope: Scope, body: bytes) -> _Asked:
@@ -241,7 +258,16 @@ def _question(scope: Scope, body: bytes) -> _Asked:
     capability = ROUTES[path].capability
     for wanted in (Capability.AUDIO, Capability.VISION):
         capability = wanted if wanted in request.media else capability
-    return _Asked(request.model, capability, request.stream, request.ignored, _JSON, request.body)
+    return _Asked(
+        model=request.model,
+        capability=capability,
+        stream=request.stream,
+        ignored=request.ignored,
+        keep_alive_s=_kept(scope, request.keep_alive_s),
+        content_type=JSON,
+        body=request.body,
+        body_elsewhere=request.body,
+    )
 
 
 def _upload(scope: Scope, body: bytes) -> _Asked:
@@ -253,9 +279,21 @@ def _upload(scope: Scope, body: bytes) -> _Asked:
         capability=ROUTES[scope["path"]].capability,
         stream=False,
         ignored=form.ignored,
+        keep_alive_s=_kept(scope, form.keep_alive_s),
         content_type=kind,
         body=lambda _model: form.body,
+        body_elsewhere=form.named,
     )
+
+
+def _kept(scope: Scope, asked_s: float | None) -> float | None:
+    """How long the model is to stay: as the field says, else as the header. Raises BadRequest."""
+    if asked_s is not None:
+        return asked_s
+    for name, value in scope["headers"]:
+        if name == _KEEP_ALIVE_KEY:
+            return keep_alive(_KEEP_ALIVE_HEADER, value.decode("latin-1"))
+    return None
 
 
 async def _read(receive: Receive) -> bytes | None:

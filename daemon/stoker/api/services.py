@@ -23,6 +23,7 @@ from stoker.schemas import DaemonChanged, DaemonView, StatusView
 from stoker.settings import Settings
 from stoker.store.store import Store
 from stoker.tuner import Tuner
+from stoker.upstreams import Upstreams
 
 
 @dataclass
@@ -44,10 +45,12 @@ class Services:
     runtimes: Runtimes
     tuner: Tuner
     planner: Planner
+    upstreams: Upstreams
     update: str | None = None  # a newer version of Stoker; only `found_update` writes it
 
     def status(self) -> StatusView:
         """Everything a client shows, at this moment. Cheap; from the event loop only."""
+        default = self.lifecycle.default_model()
         return StatusView(
             daemon=self.daemon(),
             server=self.server.view(),
@@ -55,6 +58,8 @@ class Services:
             resources=probe.resources(),
             pulls=tuple(self.puller.list()),
             problems=tuple(self._problems()),
+            default=None if default is None else str(default),
+            upstreams=self.upstreams.views(),
         )
 
     def daemon(self) -> DaemonView:
@@ -76,6 +81,7 @@ class Services:
         yield from self.server.problems()
         yield from self.store.problems()
         yield from self.runtimes.problems()
+        yield from self.upstreams.problems()
         for manifest in self.store.list():
             if manifest.damaged:
                 yield f"{manifest.id} is damaged and is not served; pull it again to repair it"

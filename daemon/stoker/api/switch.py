@@ -19,6 +19,7 @@ from stoker.errors import ServerOff, ShuttingDown, StoreError
 from stoker.events import EventBus
 from stoker.lifecycle.runtime import Lifecycle
 from stoker.schemas import ServerChanged, ServerView
+from stoker.upstreams import Upstreams
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +32,7 @@ class ServerSwitch:
         *,
         endpoint: Endpoint,
         lifecycle: Lifecycle,
+        upstreams: Upstreams,
         bus: EventBus,
         file: Path,
         state: ServerState,
@@ -39,6 +41,7 @@ class ServerSwitch:
         """``state`` is what ``file`` said."""
         self._endpoint = endpoint
         self._lifecycle = lifecycle
+        self._upstreams = upstreams
         self._bus = bus
         self._file = file
         self._state = state
@@ -63,6 +66,7 @@ class ServerSwitch:
                 await self._endpoint.open()
             else:
                 self._lifecycle.close(_off())
+                self._upstreams.pause(_off())
 
     async def turn(self, *, on: bool) -> ServerView:
         """Return when it is so. Raises PortTaken, BadSetting, ShuttingDown; it then stays off."""
@@ -81,14 +85,18 @@ class ServerSwitch:
         except ShuttingDown:
             await self._endpoint.close()
             raise
+        self._upstreams.resume()
         await self._endpoint.open()
         await self._become(ServerState(enabled=True))
 
     async def _turn_off(self) -> None:
         """From the first moment no request is taken; then those that run may end."""
         models = self._lifecycle.close(_off())
+        self._upstreams.pause(_off())
         await self._become(ServerState(enabled=False, models=models))
-        await self._lifecycle.drained(self._drain_timeout_s)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._lifecycle.drained, self._drain_timeout_s)
+            tasks.start_soon(self._upstreams.drained, self._drain_timeout_s)
         await self._endpoint.close()
 
     async def _become(self, state: ServerState) -> None:

@@ -100,7 +100,10 @@ def _only(client: StokerClient) -> str:
     """The model that nobody had to name; with an empty store, offers the best fit."""
     names = [view.id for view in client.models()]
     if len(names) > 1:
-        names = [view.id for view in client.status().models if view.state == "ready"] or names
+        status = client.status()
+        if status.default in names:
+            return status.default
+        names = [view.id for view in status.models if view.state == "ready"] or names
     if len(names) == 1:
         return names[0]
     if names:

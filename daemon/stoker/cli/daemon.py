@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from stoker import errors, paths
-from stoker.cli import connection, logfile, process, progress
+from stoker.cli import connection, logfile, process, progress, tables
 from stoker.cli.output import clean, clean_line, duration, pairs, plural, print_json, size, table
 
 if TYPE_CHECKING:
-    from stoker.schemas import ModelView, PullView, StatusView
+    from stoker.schemas import PullView, StatusView
 
 
 def register(app: typer.Typer) -> None:
@@ -83,7 +83,7 @@ def _start(timeout_s: float) -> None:
 def status(
     as_json: bool = typer.Option(False, "--json", help="Print JSON (docs/cli.md)."),
 ) -> None:
-    """Show the daemon, loaded models and downloads."""
+    """Show the daemon, loaded models, other servers and downloads."""
     with connection.daemon() as client:
         view = client.status()
     if as_json:
@@ -92,10 +92,13 @@ def status(
     print(_headline(view))
     active = [model for model in view.models if model.state != "unloaded"]
     print()
-    print(model_table(active) if active else "No model is loaded.")
+    print(tables.summary(active) if active else "No model is loaded.")
     resting = len(view.models) - len(active)
     if resting:
         print(f"{plural(resting, 'more model')} stored; see `stoker list`.")
+    if view.upstreams:
+        print()
+        print(tables.upstreams(view.upstreams))
     if view.pulls:
         print()
         print(_pull_table(view.pulls))
@@ -111,6 +114,7 @@ def _headline(view: StatusView) -> str:
         ("Pid", view.daemon.pid),
         ("Home", view.daemon.home),
         ("Endpoint", view.server.base_url if view.server.enabled else "off"),
+        ("Default", view.default),
         ("Network", "open to the local network" if view.server.lan else "this machine only"),
         ("CPU", f"{resources.cpu_percent:.0f} %"),
         ("Memory", ram),
@@ -120,29 +124,6 @@ def _headline(view: StatusView) -> str:
         total = f", {size(gpu.vram_total_bytes)}" if gpu.vram_total_bytes else ""
         rows.append(("GPU", f"{gpu.name}{total}{used}"))
     return pairs(rows)
-
-
-def model_table(models: Iterable[ModelView]) -> str:
-    """The models with their workers; `ps` shows it too."""
-    headers = ("MODEL", "STATE", "MEMORY", "CONTEXT", "SPEED", "RUNNING", "WAITING", "UNLOADS IN")
-    rows = [
-        (
-            model.id,
-            model.state,
-            size(model.memory.resident_bytes or model.memory.predicted_bytes)
-            if model.memory
-            else "-",
-            model.context or "-",
-            f"{model.tokens_per_s:.1f} tokens/s" if model.tokens_per_s else "-",
-            model.in_flight,
-            model.queued,
-            duration(model.expires_in_s),
-        )
-        for model in models
-    ]
-    text = table(headers, rows, right={"MEMORY", "CONTEXT", "SPEED", "RUNNING", "WAITING"})
-    faults = [f"{model.id}: {model.error.message}" for model in models if model.error]
-    return "\n".join([text, *(clean(fault) for fault in faults)])
 
 
 def _pull_table(pulls: Iterable[PullView]) -> str:

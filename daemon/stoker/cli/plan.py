@@ -188,6 +188,13 @@ def _extra_buffers(settings: Settings) -> str | None:
     return "Uses the model's weights as they are in the file"
 
 
+def _correction(settings: Settings) -> str | None:
+    factor = settings["correction"]
+    if not isinstance(factor, float):
+        return None
+    return f"Counts {abs(factor - 1):.0%} {'more' if factor > 1 else 'less'} memory than computed"
+
+
 def _runtime(settings: Settings) -> str | None:
     return f"Engine: {settings['runtime']}" if settings["runtime"] else None
 
@@ -203,6 +210,7 @@ _SAID: Final[dict[str, Callable[[Settings], str | None]]] = {
     "gpu_layers": _gpu_layers,
     "cache_ram_mib": _cache,
     "extra_buffers": _extra_buffers,
+    "correction": _correction,
     "runtime": _runtime,
 }
 
@@ -226,6 +234,8 @@ def _memory(memory: PlanMemoryView) -> Iterator[str]:
         ("The engine and its dictionary", memory.runtime_bytes),
         ("Copies laid out for this processor", memory.repack_bytes),
     ]
+    learnt, more = memory.learnt_bytes, "more" if memory.learnt_bytes > 0 else "less"
+    rows.append((f"What it took {more} than that before", abs(learnt)))
     shown = [(f"  {label}", size(count)) for label, count in rows if count]
     shown.append(("  Free for models now", size(memory.usable_bytes)))
     shown.append(("  Left for other programs", size(memory.reserved_bytes)))

@@ -72,16 +72,35 @@ def showing() -> Iterator[Show]:
 
 
 @contextmanager
-def waiting(text: str) -> Iterator[None]:
-    """A sign of life while one call takes its time; nothing where no one watches."""
+def waiting(text: str, expected_s: float | None = None) -> Iterator[None]:
+    """A sign of life while one call takes its time; nothing where no one watches.
+
+    With the expected time it counts: ``Loading starter … 4 s of about 12 s``.
+    """
     if not sys.stderr.isatty():
         yield
         return
     from rich.console import Console
     from rich.text import Text
 
-    with Console(stderr=True).status(Text(clean_line(text))):  # as text: a name is no markup
+    began = time.monotonic()
+
+    class Counting:
+        """Drawn anew several times a second. As text: a name is no markup."""
+
+        def __rich__(self) -> Text:
+            return Text(counted(text, time.monotonic() - began, expected_s))
+
+    with Console(stderr=True).status(Counting()):
         yield
+
+
+def counted(text: str, elapsed_s: float, expected_s: float | None) -> str:
+    """The text and how far it is, as long as that is known."""
+    label = clean_line(text)
+    if expected_s is None or elapsed_s > expected_s:
+        return label
+    return f"{label} {duration(elapsed_s)} of about {duration(max(1.0, expected_s))}"
 
 
 class Lines:

@@ -63,6 +63,15 @@ class Worker(Protocol):
         """Resident memory now; None when it cannot be read or the worker is gone."""
         ...
 
+    def peak_bytes(self) -> int | None:
+        """The most memory of its own, not mapped from files, that it was seen to have; bytes.
+
+        Looks now and remembers: the kernel keeps no such mark, so it is as good as the looks are
+        many. Keeps its last value after the end. None when this system does not tell the kinds
+        of memory apart.
+        """
+        ...
+
     def cpu_s(self) -> float | None:
         """Processor time used so far; None when it cannot be read or the worker is gone."""
         ...

@@ -123,8 +123,10 @@ def _set_server(params: Any, order: dict[str, Any]) -> None:
     params.ctx_shift = False  # never drop the beginning of a conversation in silence
     params.ui = False
     params.cors_origins = ""
-    params.endpoint_slots = False
+    params.endpoint_slots = True  # how full each is; texts only with a variable that we do not set
     params.endpoint_metrics = True
+    if order["conversations"]:
+        params.slot_save_path = os.path.join(order["conversations"], "")  # noqa: PTH118  # as below
 
 
 def _address(server: Any) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """Why a worker ended: from its exit status and its last words to a kind and a sentence. Pure.
 
 The first pattern that matches wins; they go from the cause to the consequence, because an engine
-reports a failed allocation as a failed load.
+reports a failed allocation as a failed load. Not for: what would help against it (`explain`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ _PATTERNS: Final = {
     FailureKind.OUT_OF_MEMORY: (
         r"out of memory|cannot allocate memory|bad_alloc|MemoryError",
         r"(failed|unable) to allocate",
-        r"ErrorOutOfDeviceMemory|ErrorOutOfHostMemory|cudaMalloc failed",
+        r"ErrorOutOfDeviceMemory|ErrorOutOfHostMemory|ErrorOutOfMemory|cudaMalloc failed",
+        r"insufficient memory|memory allocation of size \d{1,20} failed",
     ),
     FailureKind.UNSUPPORTED_ARCHITECTURE: (
         r"(unknown|unsupported) model architecture",
@@ -40,6 +41,12 @@ _PATTERNS: Final = {
 _COMPILED: Final = {
     kind: re.compile("|".join(patterns), re.IGNORECASE) for kind, patterns in _PATTERNS.items()
 }
+
+# How engines say how much they could not have; looked for in lines that speak of it only.
+_BYTES: Final = re.compile(r"\bof size[: ]{1,2}(\d{1,16})\b(?! ?[KMG]i?B)", re.IGNORECASE)
+_MIB: Final = re.compile(r"\b(\d{1,9}(?:\.\d{1,3})?) ?Mi?B\b", re.IGNORECASE)
+_MOST: Final = 1 << 50  # bytes; a larger number in a log is no size
+_ARCHITECTURE: Final = re.compile(r"model architecture: '([A-Za-z0-9._-]{1,40})'")
 
 _TEXT: Final = {
     FailureKind.OUT_OF_MEMORY: "The engine ran out of memory.",
@@ -89,6 +96,27 @@ def _from_status(returncode: int | None) -> FailureKind:
     if number in {getattr(signal, name, None) for name in ("SIGSEGV", "SIGBUS", "SIGFPE")}:
         return FailureKind.CRASH
     return FailureKind.UNKNOWN
+
+
+def numbers(kind: FailureKind, tail: Sequence[str]) -> dict[str, object]:
+    """What the last words say beyond the kind: facts for the error, as far as they are there.
+
+    ``missing_bytes`` is the largest piece of memory that the engine did not get, ``architecture``
+    the kind of model that it does not know.
+    """
+    if kind is FailureKind.OUT_OF_MEMORY:
+        sizes = [size for line in tail if _COMPILED[kind].search(line) for size in _sizes(line)]
+        return {"missing_bytes": max(sizes)} if sizes else {}
+    if kind is FailureKind.UNSUPPORTED_ARCHITECTURE:
+        names = [name for line in tail for name in _ARCHITECTURE.findall(line)]
+        return {"architecture": names[0]} if names else {}
+    return {}
+
+
+def _sizes(line: str) -> list[int]:
+    found = [int(number) for number in _BYTES.findall(line)]
+    found += [int(float(number) * 1024 * 1024) for number in _MIB.findall(line)]
+    return [size for size in found if 0 < size <= _MOST]
 
 
 def describe(kind: FailureKind) -> tuple[str, str]:

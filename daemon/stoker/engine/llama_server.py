@@ -140,6 +140,7 @@ def arguments(plan: LaunchPlan, host: str) -> tuple[str, ...]:
         *(("--mmproj-offload" if plan.gpu_layers else "--no-mmproj-offload",)),
         *_memory(plan),
         *_kind(plan),
+        *(("--slot-save-path", _file(plan.conversations)) if plan.conversations else ()),
         *_SERVER,
     )
 
@@ -187,7 +188,7 @@ _SERVER: Final = (
     "--no-warmup",  # readiness is a decode over the socket, which warms up the same parts
     "--no-context-shift",  # never drop the beginning of a conversation in silence
     "--no-ui",
-    "--no-slots",
+    "--slots",  # how full each is; texts only with a variable that we do not set
     "--metrics",
     "--offline",
     "--cors-origins",

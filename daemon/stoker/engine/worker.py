@@ -29,7 +29,7 @@ import psutil
 import structlog
 
 from stoker.engine.base import Address, ExitReport
-from stoker.engine.classify import classify, describe
+from stoker.engine.classify import classify, describe, numbers
 from stoker.errors import WorkerFailed, WorkerTimeout
 from stoker.logs import clean
 from stoker.types import FailureKind
@@ -41,6 +41,7 @@ _LONGEST_LINE: Final = 4096  # bytes
 _TERM_WAIT_S: Final = 2.0  # an engine that did not heed EOF rarely heeds TERM
 _KILL_WAIT_S: Final = 30.0  # a killed process may sit in a disk read that long
 _GROUP_WAIT_S: Final = 2.0  # for killed helper processes to be reaped by init
+_UMASK: Final = -1 if sys.platform == "win32" else 0o077  # conversations that it saves are private
 _OOM_SCORE: Final = "500"  # under memory pressure the kernel ends a worker before a user's program
 
 _KEPT_ENVIRONMENT: Final = frozenset(
@@ -97,6 +98,7 @@ class WorkerProcess:
         self._spawn = spawn
         self._address = spawn.address
         self._engine_pid = process.pid
+        self._peak_bytes: int | None = None
         self._asked = False
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._greeting: Future[dict[str, Any] | None] = Future()
@@ -122,6 +124,7 @@ class WorkerProcess:
                 env=environment(),
                 start_new_session=True,
                 creationflags=_creation_flags(),
+                umask=_UMASK,
             )
         except OSError as error:
             msg = f"The engine process cannot be started: {error.strerror or error}."
@@ -170,6 +173,12 @@ class WorkerProcess:
             return int(self._usage.memory_info().rss)
         except psutil.Error:
             return None
+
+    def peak_bytes(self) -> int | None:
+        seen = None if self._exit.done() else _anonymous_bytes(self._engine_pid)
+        if seen is not None:
+            self._peak_bytes = max(seen, self._peak_bytes or 0)
+        return self._peak_bytes
 
     def cpu_s(self) -> float | None:
         if self._exit.done():
@@ -334,7 +343,12 @@ def failure(report: ExitReport) -> WorkerFailed:
     kind = report.kind or FailureKind.UNKNOWN
     text, hint = describe(kind)
     return WorkerFailed(
-        text, hint=hint, kind=kind.value, returncode=report.returncode, tail=list(report.tail[-5:])
+        text,
+        hint=hint,
+        kind=kind.value,
+        returncode=report.returncode,
+        tail=list(report.tail[-5:]),
+        **numbers(kind, report.tail),
     )
 
 
@@ -352,6 +366,30 @@ def _creation_flags() -> int:
     if sys.platform == "win32":
         return subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP
     return 0
+
+
+def _anonymous_bytes(pid: int) -> int | None:
+    """Memory of its own, not mapped from files; None when the system does not tell them apart."""
+    try:
+        if sys.platform == "win32":
+            return int(psutil.Process(pid).memory_info().private)
+        if sys.platform == "linux":
+            return anonymous_in(Path(f"/proc/{pid}/status").read_text(encoding="ascii"))
+    except (OSError, ValueError, psutil.Error):
+        pass
+    return None
+
+
+def anonymous_in(status: str) -> int | None:
+    """From the text of ``/proc/PID/status``: what cannot be dropped and read again. Pure.
+
+    Not its ``VmHWM``, which counts mapped weights, also those that the kernel dropped since.
+    """
+    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    try:
+        return sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
+    except (KeyError, ValueError, IndexError):
+        return None
 
 
 def _raise_oom_score(pid: int) -> None:

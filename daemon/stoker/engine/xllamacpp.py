@@ -122,4 +122,5 @@ def order(plan: LaunchPlan, socket: Path | None, key: str) -> dict[str, object]:
         "cpu_experts": plan.cpu_experts,
         "flash_attention": plan.flash_attention,
         "kv_type": plan.kv_type,
+        "conversations": str(plan.conversations) if plan.conversations else None,
     }

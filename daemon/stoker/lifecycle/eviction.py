@@ -1,4 +1,4 @@
-"""Which loaded models must go so that another one fits. Pure.
+"""Which loaded models must go so that another one fits, and what their going costs. Pure.
 
 Only what is idle and not pinned is ever proposed as free to take; busy models are named apart,
 for a caller that is ready to wait for them.
@@ -15,6 +15,11 @@ from stoker.types import ModelId
 # Tokens. Rather evict an idle model than serve with less: a chat client's system prompt and a few
 # files fill it. More than this is welcome, but not worth another model's place.
 COMFORTABLE_CONTEXT: Final = 8192
+# Seconds. Idle times are compared as if all were so much longer: which of two models was used a
+# second earlier says nothing.
+_ALIKE_S: Final = 10.0
+_LOAD_BYTES_PER_S: Final = 1e9  # where no load was measured: about a warm disk
+_SHRINK_S: Final = 300.0  # idle; a pause in a conversation is shorter
 
 
 class HasContext(Protocol):
@@ -23,6 +28,7 @@ class HasContext(Protocol):
 
 
 P = TypeVar("P", bound=HasContext)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,22 @@ class Choice(Generic[P]):
     plan: P
     victims: tuple[ModelId, ...]
     wait: bool  # some victims are busy: they are not to be stopped, but waited for
+
+
+def cost(*, idle_s: float, load_s: float | None, size_bytes: int) -> float:
+    """What it costs to evict an idle model: the seconds to bring it back, times a chance.
+
+    The chance that somebody wants it back soon falls with the time that nobody did. What a model
+    gives is no part of it: `choose` and `relieve` take the cheap ones until it is enough, and
+    then spare those that were not needed.
+    """
+    again_s = size_bytes / _LOAD_BYTES_PER_S if load_s is None else load_s
+    return again_s / (max(0.0, idle_s) + _ALIKE_S)
+
+
+def shrink_after(keep_alive_s: float) -> float:
+    """Idle seconds after which a model gives back what it can do without."""
+    return _SHRINK_S if keep_alive_s < 0 else min(_SHRINK_S, keep_alive_s / 2)
 
 
 def choose(
@@ -66,14 +88,29 @@ def choose(
         plan = plan_with(_size(chosen))
         return plan if plan is not None and plan.context >= wanted else None
 
-    count = next(n for n in range(len(idle) + 1) if n == len(idle) or enough(idle[:n]))
-    victims = idle[:count]
+    victims = _fewest(idle, enough)
+    plan = enough(victims) or best
+    return Choice(plan, tuple(one.model for one in victims), wait)
+
+
+def relieve(candidates: Sequence[Candidate], need_bytes: int) -> tuple[ModelId, ...]:
+    """Idle models that give so much together, in the order given; all, when that is too little."""
+    idle = [one for one in candidates if not one.busy]
+    victims = _fewest(idle, lambda chosen: (_size(chosen) >= need_bytes) or None)
+    return tuple(one.model for one in victims)
+
+
+def _fewest(
+    ordered: Sequence[Candidate], enough: Callable[[Sequence[Candidate]], T | None]
+) -> Sequence[Candidate]:
+    """From the first on, as many as it takes, without those that a later one makes needless."""
+    count = next(n for n in range(len(ordered) + 1) if n == len(ordered) or enough(ordered[:n]))
+    victims = ordered[:count]
     for one in tuple(victims[:-1]):  # a small old model is spared when a later one is enough
         rest = [other for other in victims if other is not one]
         if enough(rest):
             victims = rest
-    plan = enough(victims) or best
-    return Choice(plan, tuple(one.model for one in victims), wait)
+    return victims
 
 
 def _size(chosen: Sequence[Candidate]) -> int:

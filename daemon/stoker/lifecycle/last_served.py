@@ -28,9 +28,13 @@ class LastServed:
         self._model: ModelId | None = None
         self._lock = anyio.Lock()
 
-    async def recall(self) -> ModelId | None:
+    @property
+    def model(self) -> ModelId | None:
+        return self._model
+
+    async def recall(self) -> None:
         """What the file says."""
-        return await run_sync(read, self._path)
+        self._model = await run_sync(read, self._path)
 
     def remember(self, model: ModelId) -> None:
         """From a request: costs nothing when it is the same as before."""
@@ -38,9 +42,9 @@ class LastServed:
             self._model = model
             self._start(self._write)
 
-    async def forget(self, model: ModelId) -> None:
+    def forget(self, model: ModelId) -> None:
         """It does not come back at the next start."""
-        if self._model == model or await self.recall() == model:
+        if self._model == model:
             self._model = None
             self._start(self._write)
 

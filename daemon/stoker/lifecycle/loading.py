@@ -6,11 +6,11 @@ Not for: when to load (`scheduler`), or carrying it out (`runtime`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from stoker.errors import BlobDamaged, MemoryShort
-from stoker.hardware.facts import HardwareFacts
+from stoker.lifecycle.budget import Room, with_memory
 from stoker.lifecycle.eviction import Candidate, Choice, choose
 from stoker.settings import Settings
 from stoker.store.facts import ModelFacts
@@ -19,6 +19,8 @@ from stoker.store.store import Store
 from stoker.tuning.launch import LaunchPlan, Survey, Tuned, Wishes
 from stoker.tuning.plan import make_plan
 from stoker.types import ModelId
+
+__all__ = ["Loadable", "examine", "plan_load", "wishes", "with_memory"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +69,20 @@ def wishes(settings: Settings, *, safe_mode: bool) -> Wishes:
 
 def plan_load(
     model: Loadable,
-    hardware: HardwareFacts,
+    room: Room,
     wanted: Wishes,
     *,
-    promised_bytes: int,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Candidate] = (),
     runtime: str = "",
     tuned: Tuned | None = None,
     survey: Survey | None = None,
+    correction: float = 1.0,
 ) -> Choice[LaunchPlan]:
     """The launch plan and who must go first. Pure. Raises MemoryShort, with the numbers.
 
     Raises BadSetting for wishes that contradict each other.
-    ``promised_bytes`` is what loaded models may still take of the memory that looks free.
-    ``runtime`` is the name of the one that is used when ``tuned`` brings none.
+    ``runtime`` is the name of the one that is used when ``tuned`` brings none; ``correction`` is
+    what was learnt of the one that is used.
     """
     short: list[MemoryShort] = []
 
@@ -90,13 +92,15 @@ def plan_load(
                 str(model.manifest.id),
                 model.path,
                 model.facts,
-                with_memory(hardware, extra_bytes - promised_bytes),
+                room.hardware_with(extra_bytes),
                 wanted,
                 mmproj_path=model.mmproj,
                 mmproj_bytes=model.mmproj_bytes,
                 runtime=runtime,
                 tuned=tuned,
                 survey=survey,
+                correction=correction,
+                most_bytes=room.most_bytes(extra_bytes),
             )
         except MemoryShort as error:
             short.append(error)
@@ -106,16 +110,3 @@ def plan_load(
     if choice is None:
         raise short[-1]
     return choice
-
-
-def with_memory(hardware: HardwareFacts, change_bytes: int) -> HardwareFacts:
-    """The same machine with so much more, or less, free memory."""
-    memory, limits = hardware.memory, hardware.limits
-    headroom = limits.memory_headroom_bytes
-    return replace(
-        hardware,
-        memory=replace(memory, available_bytes=max(0, memory.available_bytes + change_bytes)),
-        limits=limits
-        if headroom is None
-        else replace(limits, memory_headroom_bytes=max(0, headroom + change_bytes)),
-    )

@@ -1,6 +1,7 @@
 """What a load takes, and what its plan is made of: the model, this machine, what was measured.
 
-Not for: the plan itself (`loading`, `stoker.tuning`), or carrying it out (`workers`, `renewal`).
+And afterwards, what was learnt from a worker about the next plan. Not for: the plan itself
+(`loading`, `stoker.tuning`), or carrying it out (`workers`, `renewal`).
 """
 
 from __future__ import annotations
@@ -10,21 +11,25 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import anyio
+import structlog
 from anyio.to_thread import run_sync
 
 from stoker.engine.base import Engine
 from stoker.errors import MemoryShort
 from stoker.events import EventBus
 from stoker.hardware.facts import HardwareFacts
-from stoker.lifecycle import loading
+from stoker.lifecycle import ladder, loading
+from stoker.lifecycle.budget import Room
 from stoker.lifecycle.eviction import Candidate, Choice
 from stoker.lifecycle.loading import Loadable
 from stoker.metrics import Metrics
 from stoker.settings import Settings
 from stoker.store.manifest import FileRole, Manifest
 from stoker.store.store import Store
-from stoker.tuning.launch import LaunchPlan, Profile, Survey, Tuned, Wishes
+from stoker.tuning.launch import LaunchPlan, MemoryNeed, Profile, Survey, Tuned, Wishes
 from stoker.types import Digest, ModelId
+
+log = structlog.get_logger(__name__)
 
 # Seconds that a look at the free memory stays good: a self-test takes longer, and takes memory.
 _STALE_S: Final = 1.0
@@ -36,6 +41,18 @@ class Known(Protocol):
     def tuned(self, model: Digest, hardware: HardwareFacts, profile: Profile) -> Tuned | None: ...
 
     def survey(self, model: Digest, runtime: str) -> Survey | None: ...
+
+    def correction(self, model: Digest, runtime: str) -> float: ...
+
+    def keep_peak(
+        self,
+        model: Digest,
+        runtime: str,
+        need: MemoryNeed,
+        peak_bytes: int,
+        *,
+        filled: float | None = None,
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,31 +78,44 @@ class Basis:
     runtime: str
     tuned: Tuned | None = None
     survey: Survey | None = None
+    correction: float = 1.0
+    limit_bytes: int | None = None  # for all models together; set by the user
+    rung: int = 0  # of the ladder (`ladder`): how much is held back after failures
 
     def choose(
         self,
         *,
         promised_bytes: int,
+        taken_bytes: int = 0,
         candidates: Sequence[Candidate] = (),
         context: int | None = None,
         parallel: int | None = None,
     ) -> Choice[LaunchPlan]:
-        """See `loading.plan_load`; with these values as if the user had set them."""
+        """See `loading.plan_load`; with these values as if the user had set them.
+
+        What loaded models may still take of the free memory is promised; what they have taken
+        already counts in the user's limit.
+        """
         wanted = self.wanted
         if context is not None:
             wanted = replace(wanted, context=context)
         if parallel is not None:
             wanted = replace(wanted, parallel=parallel)
-        return loading.plan_load(
-            self.loadable,
-            self.hardware,
-            wanted,
-            promised_bytes=promised_bytes,
-            candidates=candidates,
-            runtime=self.runtime,
-            tuned=self.tuned,
-            survey=self.survey,
-        )
+        room = Room(self.hardware, promised_bytes, taken_bytes, self.limit_bytes)
+
+        def plan_load(wishes: Wishes) -> Choice[LaunchPlan]:
+            return loading.plan_load(
+                self.loadable,
+                room,
+                wishes,
+                candidates=candidates,
+                runtime=self.runtime,
+                tuned=self.tuned,
+                survey=self.survey,
+                correction=self.correction,
+            )
+
+        return ladder.choose(plan_load, wanted, self.rung)
 
 
 async def look(means: Means, model: ModelId, fits: Callable[[Basis], bool]) -> Basis:
@@ -107,22 +137,19 @@ async def look(means: Means, model: ModelId, fits: Callable[[Basis], bool]) -> B
         tuned = None
     runtime = engine.runtime if tuned is None else tuned.best.runtime
     if await run_sync(engine.safe_mode, runtime) is None:
-        survey = await _survey(means, digest, runtime)
-        basis = Basis(
-            loadable, hardware, loading.wishes(settings, safe_mode=False), runtime, tuned, survey
-        )
-        basis, testable = _settle(basis, settings, fits)
+        wanted = loading.wishes(settings, safe_mode=False)
+        untested = Basis(loadable, hardware, wanted, runtime, tuned)
+        basis, testable = _settle(await _with_known(untested, means), settings, fits)
         if not testable:
             return basis
     safe_mode = await engine.prepare(loadable.path, runtime)
     if not engine.has(runtime):  # it failed its self-test, and another one took its place
         tuned, runtime = None, engine.runtime
         safe_mode = await engine.prepare(loadable.path, runtime)
-    survey = await _survey(means, digest, runtime)
     if anyio.current_time() - seen_at > _STALE_S:
         hardware = await run_sync(means.hardware, abandon_on_cancel=True)
     wanted = loading.wishes(settings, safe_mode=safe_mode)
-    return Basis(loadable, hardware, wanted, runtime, tuned, survey)
+    return await _with_known(Basis(loadable, hardware, wanted, runtime, tuned), means)
 
 
 def _settle(
@@ -137,10 +164,44 @@ def _settle(
         return safe, False  # it fits only without what the test is about
 
 
-async def _survey(means: Means, digest: Digest, runtime: str) -> Survey | None:
-    if means.known is None:
-        return None
-    return await run_sync(means.known.survey, digest, runtime)
+async def _with_known(basis: Basis, means: Means) -> Basis:
+    """With the user's limit, and with what is known of the memory that this model takes."""
+    basis = replace(basis, limit_bytes=means.settings.memory_limit_bytes)
+    known, digest = means.known, digest_of(basis.loadable.manifest)
+    if known is None:
+        return basis
+
+    def ask() -> Basis:
+        survey = known.survey(digest, basis.runtime)
+        return replace(basis, survey=survey, correction=known.correction(digest, basis.runtime))
+
+    return await run_sync(ask)
+
+
+async def learn(
+    means: Means,
+    manifest: Manifest,
+    plan: LaunchPlan,
+    peak_bytes: int | None,
+    *,
+    filled: float | None = None,
+) -> None:
+    """Remember how much memory a worker with this plan really took: its peak, weights left out.
+
+    ``filled`` is given at the end of its life only: the largest share of its cells that was ever
+    in use, without which nothing can be learnt from a low peak. Never raises.
+    """
+    known = means.known
+    if known is None or not peak_bytes or plan.gpu_layers:  # then most of it is elsewhere
+        return
+
+    def keep() -> None:
+        known.keep_peak(digest_of(manifest), plan.runtime, plan.memory, peak_bytes, filled=filled)
+
+    try:
+        await run_sync(keep)
+    except Exception as error:  # noqa: BLE001  # task boundary: no request may fail of this
+        log.warning("peak_not_kept", model=str(manifest.id), reason=str(error))
 
 
 def digest_of(manifest: Manifest) -> Digest:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, Protocol
 
 import anyio
 import structlog
 
 from stoker.errors import MemoryShort, StokerError
-from stoker.lifecycle.loading import Loadable
 from stoker.lifecycle.planning import Basis, Means, look
 from stoker.lifecycle.running import Running
 from stoker.tuning.launch import LaunchPlan, MemoryNeed
@@ -37,11 +37,16 @@ class Host(Protocol):
     @property
     def promised_with_load_bytes(self) -> int: ...
 
+    @property
+    def taken_bytes(self) -> int: ...
+
     def get(self, model: ModelId) -> Running | None: ...
 
     def start(self, task: Callable[..., object], *args: object) -> None: ...
 
-    async def start_worker(self, loadable: Loadable, plan: LaunchPlan) -> Running: ...
+    async def start_worker(self, basis: Basis, plan: LaunchPlan) -> Running: ...
+
+    async def carry_over(self, old: Running, new: Running) -> None: ...
 
     def take_over(self, model: ModelId, old: Running, new: Running) -> bool: ...
 
@@ -55,6 +60,7 @@ class _Renewal:
     done: asyncio.Future[bool]
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     plan: LaunchPlan | None = None
+    afresh: bool = False  # also when the plan is as before
 
 
 class Renewals:
@@ -90,13 +96,13 @@ class Renewals:
             self._now.scope.cancel()
             await asyncio.shield(self._now.done)
 
-    async def renew(self, model: ModelId) -> bool:
-        """Whether another worker serves the model now."""
+    async def renew(self, model: ModelId, *, afresh: bool = False) -> bool:
+        """Whether another worker serves the model now; ``afresh``: also if nothing changes."""
         async with self._turn:
             old = self._host.get(model)
             if old is None or old.asked or not self._host.active:
                 return False
-            one = _Renewal(model, old, asyncio.get_running_loop().create_future())
+            one = _Renewal(model, old, asyncio.get_running_loop().create_future(), afresh=afresh)
             self._now = one
             self._host.start(self._carry_out, one)
             try:
@@ -127,13 +133,22 @@ class Renewals:
 
     async def _replace(self, one: _Renewal) -> bool:
         def plan(basis: Basis) -> LaunchPlan | None:
-            return plan_beside(basis, one.old, self._host.promised_with_load_bytes)
+            held_back = replace(basis, rung=one.old.rung)  # not to what has crashed
+            return plan_beside(
+                held_back,
+                one.old,
+                self._host.promised_with_load_bytes,
+                self._host.taken_bytes,
+                afresh=one.afresh,
+            )
 
         basis = await look(self._means, one.model, lambda basis: plan(basis) is not None)
         one.plan = plan(basis)
         if one.plan is None:
             return False
-        new = await self._host.start_worker(basis.loadable, one.plan)
+        new = await self._host.start_worker(replace(basis, rung=one.old.rung), one.plan)
+        if not one.scope.cancel_called:
+            await self._host.carry_over(one.old, new)
         if not one.scope.cancel_called and self._host.take_over(one.model, one.old, new):
             return True
         with anyio.CancelScope(shield=True):
@@ -142,20 +157,32 @@ class Renewals:
         return False
 
 
-def plan_beside(basis: Basis, old: Running, promised_bytes: int) -> LaunchPlan | None:
+def plan_beside(
+    basis: Basis,
+    old: Running,
+    promised_bytes: int,
+    taken_bytes: int = 0,
+    *,
+    afresh: bool = False,
+) -> LaunchPlan | None:
     """The plan of now, as if the old worker had gone; None when it changes nothing.
 
-    Pure. Raises MemoryShort when it does not fit beside the old worker.
+    ``taken_bytes`` is what all workers have of the memory that they may take together; with
+    ``afresh`` a plan that changes nothing is a plan, too. Pure. Raises MemoryShort when it does
+    not fit beside the old worker.
     """
+    choose = partial(basis.choose, taken_bytes=taken_bytes)
     gone = promised_bytes - old.promised_bytes - old.taken_bytes
-    plan = basis.choose(promised_bytes=gone).plan
+    plan = choose(promised_bytes=gone).plan
     if plan.context < old.plan.context:  # a conversation that fits today must fit tomorrow
-        plan = basis.choose(promised_bytes=gone, context=old.plan.context).plan
-    if settings_of(plan) == settings_of(replace(old.plan, runtime=old.worker.runtime)):
+        plan = choose(promised_bytes=gone, context=old.plan.context).plan
+    if afresh:  # the very same, so that what the old one remembers fits the new one
+        plan = replace(old.plan, runtime=old.worker.runtime)
+    elif settings_of(plan) == settings_of(replace(old.plan, runtime=old.worker.runtime)):
         return None
     same_file = plan.model_path == old.plan.model_path  # then both map the same pages
     beside = promised_bytes - (old.plan.memory.weights_bytes if same_file else 0)
-    fitting = basis.choose(promised_bytes=beside, context=plan.context, parallel=plan.parallel).plan
+    fitting = choose(promised_bytes=beside, context=plan.context, parallel=plan.parallel).plan
     room, need = fitting.memory.anonymous_bytes, plan.memory.anonymous_bytes
     if room < need:
         enough = fitting.cache_ram_mib >= old.plan.cache_ram_mib  # a larger one would be welcome
@@ -168,4 +195,12 @@ def plan_beside(basis: Basis, old: Running, promised_bytes: int) -> LaunchPlan |
 
 def settings_of(plan: LaunchPlan) -> LaunchPlan:
     """The plan without what follows the free memory of the moment, to compare two of them."""
-    return replace(plan, context=0, cells=0, cache_ram_mib=0, memory=_NOTHING, reasons=())
+    return replace(
+        plan,
+        context=0,
+        cells=0,
+        cache_ram_mib=0,
+        memory=_NOTHING,
+        reasons=(),
+        conversations=None,
+    )

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 import anyio
 
 from stoker.engine.base import Worker
+from stoker.engine.heartbeat import Pulse
 from stoker.engine.upstream import Upstream
 from stoker.errors import StokerError
-from stoker.lifecycle.effects import Standing
-from stoker.lifecycle.loading import Loadable
+from stoker.lifecycle.effects import Standing, Why
+from stoker.lifecycle.planning import Basis
 from stoker.lifecycle.rate import TokenRate
 from stoker.lifecycle.vigil import Vigil
 from stoker.schemas import ErrorView, MemoryView, ModelView
 from stoker.store.manifest import Manifest
-from stoker.tuning.launch import LaunchPlan
+from stoker.tuning.launch import LaunchPlan, Wishes
 from stoker.types import ModelId, ModelState
 
 
@@ -37,13 +38,23 @@ class Running:
 
     manifest: Manifest
     plan: LaunchPlan
+    wanted: Wishes  # what the plan was made from
     worker: Worker
     upstream: Upstream
+    since: float  # when it was ready
+    rung: int = 0  # how far it was held back after crashes (`ladder`)
+    fresh_bytes: int = 0  # its own when it was ready: what it takes beyond came with use
     rate: TokenRate = field(default_factory=TokenRate)
     vigil: Vigil = field(default_factory=Vigil)
+    pulse: Pulse = field(init=False)
+    filled: float = 0.0  # the largest share of its conversation memory that was in use
     asked: bool = False  # we stopped it
+    why: Why = Why.UNLOAD  # we did
     leases: int = 0  # who uses this very worker
     retired: bool = False  # another one took over: it stops when its last lease ends
+
+    def __post_init__(self) -> None:
+        self.pulse = Pulse(self.upstream, self.plan.cells or self.plan.context)
 
     @property
     def resident_bytes(self) -> int:
@@ -57,8 +68,28 @@ class Running:
 
     @property
     def taken_bytes(self) -> int:
-        """What other programs would have if it went, weights in the page cache left out."""
-        return min(self.worker.resident_bytes() or 0, self.plan.memory.anonymous_bytes)
+        """What other programs would have if it went: nothing of its weights, which are mapped."""
+        resident = self.worker.resident_bytes()
+        if resident is None:
+            return 0
+        own = self.worker.peak_bytes()  # what it has now, or little more
+        return min(resident if own is None else own, resident, self.plan.memory.anonymous_bytes)
+
+    @property
+    def counted_bytes(self) -> int:
+        """As `taken_bytes`, with what it takes beyond its plan."""
+        beyond = (self.worker.resident_bytes() or 0) - self.plan.memory.total_bytes
+        return self.taken_bytes + max(0, beyond)
+
+    @property
+    def grown_bytes(self) -> int:
+        """What came with use, prompts that it remembers above all; a new worker is without it."""
+        return own_bytes(self.worker) - self.fresh_bytes
+
+
+def own_bytes(worker: Worker) -> int:
+    """What it took at most, without the weights where the system tells them apart."""
+    return worker.peak_bytes() or worker.resident_bytes() or 0
 
 
 @dataclass(slots=True)
@@ -68,7 +99,7 @@ class Job:
     model: ModelId
     started_at: float
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)  # of the present step
-    loadable: Loadable | None = None
+    basis: Basis | None = None
     plan: LaunchPlan | None = None
 
 
@@ -78,24 +109,38 @@ def model_view(
     running: Running | None,
     now: float,
     *,
-    load_s: float | None,
+    expected_load_s: float | None,
+    loading_s: float | None,
+    default: bool,
 ) -> ModelView:
-    expires = standing.keep_alive_s >= 0 and standing.state is ModelState.READY
-    left = standing.keep_alive_s - (now - standing.idle_since)
+    keep_alive_s = standing.keep_alive_s
+    expires = keep_alive_s >= 0 and standing.state is ModelState.READY and not standing.pinned
+    left = keep_alive_s - (now - standing.idle_since)
+    load_s = None if expected_load_s is None else round(expected_load_s, 2)
     view = ModelView(
         id=str(model),
         state=standing.state,
         in_flight=standing.in_flight,
         queued=standing.queued,
         expires_in_s=max(0.0, left) if expires and not standing.in_flight else None,
-        load_s=None if load_s is None else round(load_s, 2),
+        load_s=load_s,
+        expected_load_s=load_s,
+        loading_s=None if loading_s is None else round(loading_s, 1),
+        default=default,
+        pinned=standing.pinned,
+        priority=standing.priority,
         error=_error_view(standing.error),
     )
     if running is None:
         return view
+    resident_bytes, own = running.worker.resident_bytes(), running.worker.peak_bytes()
+    # Mapped files are no part of what it took itself, but of what was predicted.
+    peak_bytes = max(own + running.plan.memory.weights_bytes, resident_bytes or 0) if own else None
     memory = MemoryView(
         predicted_bytes=running.plan.memory.total_bytes,
-        resident_bytes=running.worker.resident_bytes(),
+        resident_bytes=resident_bytes,
+        peak_bytes=peak_bytes,
+        correction=running.plan.memory.correction,
     )
     return view.model_copy(
         update={
@@ -106,6 +151,8 @@ def model_view(
             "parallel": running.plan.parallel,
             "memory": memory,
             "tokens_per_s": round(running.rate.per_second(now), 1),
+            "kv_used": running.pulse.kv_used,
+            "rung": int(running.rung),
         }
     )
 

@@ -10,39 +10,50 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Final
 
 import anyio
 import structlog
 from anyio.abc import TaskStatus
+from anyio.to_thread import run_sync
 
 from stoker.engine.base import Engine
-from stoker.errors import (
-    BadReference,
-    BlobDamaged,
-    NotCapable,
-    ShuttingDown,
-    StokerError,
-    WaitTimeout,
-    WorkerLost,
-)
+from stoker.errors import BadReference, Overtaken, ShuttingDown, StokerError, UnknownModel
 from stoker.events import EventBus
 from stoker.hardware.facts import HardwareFacts
 from stoker.lifecycle.announce import Announcer
 from stoker.lifecycle.busy import Busy
-from stoker.lifecycle.effects import Abort, Effect, Grant, Plan, Reject, Start, Stop
+from stoker.lifecycle.conversations import Conversations
+from stoker.lifecycle.default import DefaultModel
+from stoker.lifecycle.effects import (
+    Abort,
+    Effect,
+    Grant,
+    Plan,
+    Reject,
+    Shrink,
+    Start,
+    Stop,
+    Waiting,
+)
 from stoker.lifecycle.last_served import LastServed
+from stoker.lifecycle.launching import Launcher
+from stoker.lifecycle.leases import Leases
 from stoker.lifecycle.planning import Known, Means, digest_of
+from stoker.lifecycle.record import CANCELLED, Note, Record, nobody
+from stoker.lifecycle.rungs import Rungs
 from stoker.lifecycle.running import Lease, model_view
 from stoker.lifecycle.scheduler import Scheduler
-from stoker.lifecycle.tickets import Answer, Tickets
+from stoker.lifecycle.tending import Tending
+from stoker.lifecycle.tickets import Seat
 from stoker.lifecycle.tracked import Purpose
 from stoker.lifecycle.workers import Workers
 from stoker.metrics import Metrics
-from stoker.schemas import FreedView, ModelView
+from stoker.paths import Paths
+from stoker.schemas import DefaultChanged, FreedView, ModelView, StoreChanged
 from stoker.settings import Settings
 from stoker.store.store import Store
 from stoker.tuning.launch import LaunchPlan
@@ -50,7 +61,7 @@ from stoker.types import Capability, Digest, ModelId, ModelState
 
 log = structlog.get_logger(__name__)
 
-_NOTICE_S: Final = 1.0  # from a cut connection to the report of the process's end
+_LEAST_WAIT_S: Final = 0.001  # a timer that fires a hair early would be set again and again
 _GONE_TIMEOUT_S: Final = 45.0  # more than `Worker.stop` ever takes
 _WANTED: Final = frozenset((ModelState.QUEUED, ModelState.LOADING, ModelState.READY))
 
@@ -67,8 +78,9 @@ class Lifecycle:
         settings: Settings,
         bus: EventBus,
         metrics: Metrics,
-        last_served: Path,
+        places: Paths,
         known: Known | None = None,
+        note: Note = nobody,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -79,28 +91,68 @@ class Lifecycle:
             max_queue=settings.max_queue, keep_alive_s=settings.keep_alive_s
         )
         means = Means(store, engine, hardware, settings, bus, metrics, known)
-        self._workers = Workers(means, self._scheduler, self._dispatch, clock)
-        self._tickets = Tickets()
-        self._last = LastServed(last_served, self._workers.start)
+        limit_bytes = settings.conversations_bytes if settings.keep_conversations else 0
+        self._conversations = Conversations(places.conversations, limit_bytes)
+        self._rungs = Rungs(places.rungs, self._start)
+        launcher = Launcher(means, self._conversations, self._rungs, clock)
+        self._record = Record(metrics, note)
+        self._workers = Workers(
+            means, launcher, self._record, self._scheduler, self._dispatch, clock
+        )
+        self._tending = Tending(means, self._scheduler, self._workers, self._dispatch, clock)
+        self.relieve = self._tending.relieve
+        self._last = LastServed(places.last_served, self._workers.start)
+        self._default = DefaultModel(
+            places.default_model,
+            served=lambda: self._last.model,
+            knows=store.knows,
+            only=self._only_model,
+            start=self._workers.start,
+        )
+        self._leases = Leases(
+            store=store,
+            settings=settings,
+            scheduler=self._scheduler,
+            workers=self._workers,
+            last=self._last,
+            dispatch=self._dispatch,
+            record=self._record,
+            clock=clock,
+        )
+        self._bus = bus
         self._announcer = Announcer(bus, self.view)
+        self._told_default: ModelId | None = None
+        self._alarm: asyncio.TimerHandle | None = None
         self._changed = anyio.Event()
         self._busy = Busy(clock)
         self.on_busy = self._busy.watch
         self._ending = False
+        metrics.watch(self.views)
 
     # --- life --------------------------------------------------------------------------------
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Own every task and worker until cancelled; then no worker is left."""
+        await self._default.recall()
+        await self._last.recall()
+        manifests = self._store.list()
+        for manifest in manifests:
+            if manifest.pinned or str(manifest.id) in self._settings.models:
+                self._leases.tell_wishes(manifest.id, pinned=manifest.pinned)
+        stored = frozenset(map(digest_of, manifests))
+        await run_sync(self._conversations.tidy, stored)
         try:
-            await self._workers.run(task_status=task_status)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._watch_store)
+                await self._workers.run(task_status=task_status)
         finally:
-            self._tickets.refuse_all(ShuttingDown("Stoker is stopping"))
+            self._set_alarm(None)
+            self._leases.refuse_all(ShuttingDown("Stoker is stopping"))
             self._announcer.close()
 
     async def restore(self) -> None:
         """Load what served last. Never raises: a daemon without a model is still a daemon."""
-        model = await self._last.recall() if self._settings.restore_last else None
+        model = self._last.model if self._settings.restore_last else None
         if model is not None:
             await self._bring_back(model)
 
@@ -108,7 +160,7 @@ class Lifecycle:
         """How long loads took before this daemon started, by model."""
         for name, taken in seconds.items():
             try:
-                self._workers.load_s.setdefault(ModelId.parse(name), taken)
+                self._scheduler.recall_load_s(ModelId.parse(name), taken)
             except BadReference:
                 continue  # a row that somebody else wrote
 
@@ -117,9 +169,8 @@ class Lifecycle:
 
         Called every five seconds by a job.
         """
-        self._dispatch(self._scheduler.on_tick(self._clock()))
-        for model in self._workers.inspect():
-            self._dispatch(self._scheduler.on_hung(model, self._clock()))
+        self._tending.tick()
+        self._announcer.pulse()
 
     # --- on and off --------------------------------------------------------------------------
 
@@ -167,75 +218,78 @@ class Lifecycle:
 
     async def _bring_back(self, model: ModelId) -> None:
         try:
-            await self._hold(str(model), Purpose.RESTORE)
+            await self._leases.hold(str(model), Purpose.RESTORE)
         except StokerError as error:
             log.warning("restore_failed", model=str(model), code=error.code, reason=error.message)
 
     # --- requests ----------------------------------------------------------------------------
 
     def lease(
-        self, model: str, *, capability: Capability | None = None
+        self,
+        model: str,
+        *,
+        capability: Capability | None = None,
+        keep_alive_s: float | None = None,
+        seat: Seat | None = None,
     ) -> AbstractAsyncContextManager[Lease]:
         """Use a model: it is loaded when it is not, and stays loaded inside the context.
+
+        ``keep_alive_s`` is how long it stays afterwards, until somebody else uses it; None: as
+        long as it always does. With the ``seat``, `waiting` tells how it stands in the queue.
 
         Raises UnknownModel, NotCapable, BlobDamaged, MemoryShort, QueueFull, WaitTimeout,
         WorkerFailed, WorkerTimeout, ServerOff, ShuttingDown.
         """
-        return self._lease(model, capability, Purpose.REQUEST)
+        return self._leases.lease(model, capability, keep_alive_s=keep_alive_s, seat=seat)
 
-    @asynccontextmanager
-    async def _lease(
-        self, name: str, capability: Capability | None, purpose: Purpose
-    ) -> AsyncIterator[Lease]:
-        model = self._resolve(name, capability)
-        grant = await self._granted(model, purpose)
-        running = self._workers.get(model)
-        if running is None:  # it died in the moment between the grant and now
-            raise WorkerLost(f"the engine of {model} was lost before the request", sent=False)
-        self._last.remember(model)
-        running.leases += 1
-        try:
-            yield Lease(
-                model,
-                running.worker,
-                running.upstream,
-                running.plan.context,
-                lambda tokens: running.rate.add(tokens, self._clock()),
-            )
-        except WorkerLost:
-            # Nobody else is sent there. A moment for the exit to be noticed, so that it is
-            # known as a crash; a worker that lives on is stopped when the others are done.
-            if self._workers.get(model) is running:
-                suspect = self._scheduler.on_suspect(model, grant.generation, self._clock())
-                self._dispatch(suspect)
-            with anyio.move_on_after(_NOTICE_S):
-                await running.worker.wait()
-            raise
-        finally:
-            self._workers.release(running)
-            released = self._scheduler.on_released(model, grant.generation, self._clock())
-            self._dispatch(released)
+    def waiting(self, seat: Seat) -> Waiting | None:
+        """How a request stands in the queue; None when it does not wait."""
+        return self._leases.waiting(seat)
 
     async def load(self, model: str, *, keep_alive_s: float | None = None) -> ModelView:
         """Return when the model is ready. Raises as `lease` does."""
-        found = await self._hold(model, Purpose.LOAD, keep_alive_s)
-        return self.view(found)
+        return self.view(await self._leases.hold(model, Purpose.LOAD, keep_alive_s))
 
     async def use(self, model: str) -> ModelView:
-        """Return when it is ready; all other models that are not pinned leave.
+        """Make it the default, and return when it is ready; all others leave but the pinned ones.
 
-        They leave when no request runs on them or waits for them any more. When the load fails
-        they stay. Raises as `lease` does, and CapacityError when another model was used
-        meanwhile: the newest use wins, and a load that only an older one waits for is given up.
+        They leave when no request runs on them or waits for them any more. Requests that name no
+        model go to the new one from now on. When its load fails, the default stays what it was
+        and is loaded again if it had to leave. Raises as `lease` does, and Overtaken when
+        another model was used meanwhile: the newest use wins, and a load that only an older one
+        waits for is given up.
         """
-        return self.view(await self._hold(model, Purpose.USE))
+        found, began = self._leases.resolve(model), self._clock()
+        before = self._default.get()
+        was_loaded = before is not None and before != found and self.in_use(before)
+        result = ModelState.READY.value
+        try:
+            with self._default.changing(found):
+                await self._leases.hold(str(found), Purpose.USE)
+        except BaseException as error:
+            result = error.code if isinstance(error, StokerError) else CANCELLED
+            if was_loaded and before is not None and not isinstance(error, Overtaken):
+                self._workers.start(self._bring_back, before)
+            raise
+        finally:
+            self._record.switched(found, self._clock() - began, result)
+            self._tell_default()
+        return self.view(found)
 
-    async def _hold(
-        self, model: str, purpose: Purpose, keep_alive_s: float | None = None
-    ) -> ModelId:
-        async with self._lease(model, None, purpose) as lease:
-            self._scheduler.keep(lease.model, keep_alive_s=keep_alive_s)
-        return lease.model
+    def default_model(self) -> ModelId | None:
+        """Where requests go that name no model; None when nothing says so."""
+        return self._default.get()
+
+    async def pin(self, model: str, *, pinned: bool) -> ModelView:
+        """Whether it may be evicted or unloaded for being idle; nothing is loaded.
+
+        Raises UnknownModel.
+        """
+        found = self._store.find(model).id
+        await run_sync(partial(self._store.pin, found, pinned=pinned))
+        self._leases.tell_wishes(found, pinned=pinned)
+        self._announcer.tell(found)
+        return self.view(found)
 
     async def renew(self, model: ModelId) -> bool:
         """Replace the worker of a ready model by one with the plan of now, without a gap.
@@ -277,58 +331,43 @@ class Lifecycle:
         Raises UnknownModel.
         """
         found = self._store.find(model).id
-        await self.forget(found)
+        await self._stop(found)
         return self.view(found)
 
     async def forget(self, model: ModelId) -> None:
-        """As `unload`, for a model that is being removed or was found damaged."""
-        await self._last.forget(model)
+        """As `unload`, for a model that is being removed or was found damaged.
+
+        Nothing of its conversations is left.
+        """
+        await self._stop(model, for_good=True)
+        try:
+            digest = self.digest_of(model)
+        except UnknownModel:
+            return
+        self._rungs.forget(digest)
+        await run_sync(self._conversations.forget, digest)
+
+    async def _stop(self, model: ModelId, *, for_good: bool = False) -> None:
+        """End the workers of this moment; ``for_good``: and any that a request begins meanwhile."""
+        self._last.forget(model)
+        old = [running for name, running in self._workers.all() if name == model]
+
+        def gone() -> bool:
+            if for_good or not old:
+                return self._workers.is_gone(model)
+            return not any(one is other for _, one in self._workers.all() for other in old)
+
         self._dispatch(self._scheduler.on_unload(model, self._clock()))
         with anyio.move_on_after(self._settings.drain_timeout_s):
-            await self._until(lambda: self._workers.is_gone(model))
+            await self._until(gone)
             return
-        self._dispatch(self._scheduler.on_unload(model, self._clock(), force=True))
+        if for_good:
+            self._dispatch(self._scheduler.on_unload(model, self._clock(), force=True))
+        else:
+            self._dispatch(self._scheduler.on_overdue(model, self._clock()))
         self._workers.stop(model)  # also one that the scheduler does not know any more
         with anyio.fail_after(_GONE_TIMEOUT_S):
-            await self._until(lambda: self._workers.is_gone(model))
-
-    def _resolve(self, name: str, capability: Capability | None) -> ModelId:
-        manifest = self._store.find(name)  # from memory
-        if manifest.damaged:
-            message = f"{manifest.id} is damaged and is not served"
-            raise BlobDamaged(message, model=str(manifest.id))
-        if capability is not None and capability not in manifest.capabilities:
-            can = ", ".join(manifest.capabilities) or "nothing that Stoker serves"
-            message = f"{manifest.id} cannot do this: {capability}; it can do: {can}"
-            raise NotCapable(message, model=str(manifest.id))
-        self._scheduler.keep(manifest.id, pinned=manifest.pinned)
-        return manifest.id
-
-    async def _granted(self, model: ModelId, purpose: Purpose) -> Grant:
-        if not self._workers.active:
-            raise ShuttingDown("Stoker is not serving")
-        with self._tickets.draw() as (ticket, answer):
-            try:
-                asked = self._scheduler.on_request(ticket, model, self._clock(), purpose)
-                self._dispatch(asked)
-                if not answer.done():
-                    await self._wait_for(answer, model)
-                return answer.result()
-            except BaseException:
-                now = self._clock()
-                if answer.done() and not answer.cancelled() and answer.exception() is None:
-                    late = answer.result()  # granted in the same moment
-                    self._dispatch(self._scheduler.on_released(model, late.generation, now))
-                else:
-                    self._dispatch(self._scheduler.on_cancelled(ticket, now))
-                raise
-
-    async def _wait_for(self, answer: Answer, model: ModelId) -> None:
-        wait_s = self._settings.wait_timeout_s
-        with anyio.move_on_after(wait_s):
-            await asyncio.wait((answer,))
-            return
-        raise WaitTimeout(f"{model} was not ready within {wait_s:g} s", wait_timeout_s=wait_s)
+            await self._until(gone)
 
     # --- questions ---------------------------------------------------------------------------
 
@@ -338,12 +377,15 @@ class Lifecycle:
 
     def view(self, model: ModelId) -> ModelView:
         """One model, whether stored or not."""
+        now = self._clock()
         return model_view(
             model,
             self._scheduler.standing(model),
             self._workers.get(model),
-            self._clock(),
-            load_s=self._workers.load_s.get(model),
+            now,
+            expected_load_s=self._scheduler.expected_load_s(model),
+            loading_s=self._scheduler.loading_s(model, now),
+            default=model == self._default.get(),
         )
 
     def states(self) -> Mapping[ModelId, ModelState]:
@@ -368,15 +410,18 @@ class Lifecycle:
         """Names the content of a stored model. Raises UnknownModel."""
         return digest_of(self._store.find(str(model)))
 
+    def _start(self, task: Callable[..., object], *args: object) -> None:
+        self._workers.start(task, *args)
+
     # --- effects -----------------------------------------------------------------------------
 
     def _dispatch(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Grant():
-                    self._tickets.answer(effect.ticket, effect)
+                    self._leases.answer(effect.ticket, effect)
                 case Reject():
-                    self._tickets.answer(effect.ticket, effect.error)
+                    self._leases.answer(effect.ticket, effect.error)
                 case Plan():
                     self._workers.plan(effect)
                 case Start():
@@ -384,20 +429,58 @@ class Lifecycle:
                 case Abort():
                     self._workers.abort()
                 case Stop():
-                    self._workers.stop(effect.model)
+                    self._workers.stop(effect.model, effect.why)
+                case Shrink():
+                    self._workers.start(self._workers.shrink, effect.model)
         self._workers.forget_job()
         self._announce()
 
     def _announce(self) -> None:
         """Tell what changed; wake those who wait for a change."""
-        queued, in_flight = self._scheduler.queued, self._scheduler.in_flight
-        self._metrics.queue.set(queued)
-        self._metrics.in_flight.set(in_flight)
-        self._busy.set(busy=bool(in_flight or queued or self._workers.loading))
+        scheduler = self._scheduler
+        busy = bool(scheduler.in_flight or scheduler.queued or self._workers.loading)
+        self._busy.set(busy=busy)
         for model in self._scheduler.known():
             self._announcer.look(model, self._scheduler.standing(model))
+        self._tell_default()
+        self._set_alarm(self._scheduler.wake_at)
         self._changed.set()
         self._changed = anyio.Event()
+
+    def _only_model(self) -> ModelId | None:
+        manifests = self._store.list()
+        return manifests[0].id if len(manifests) == 1 else None
+
+    async def _watch_store(self) -> None:
+        """A model that comes or goes may change the default."""
+        with self._bus.subscribe(client=False, resources=False) as changes:
+            async for event in changes:
+                if event is None or isinstance(event, StoreChanged):
+                    self._tell_default()
+
+    def _tell_default(self) -> None:
+        """Publish where requests go that name no model, when that is news."""
+        before, now = self._told_default, self._default.get()
+        if before == now:
+            return
+        self._told_default = now
+        self._bus.publish(DefaultChanged(model=None if now is None else str(now)))
+        for model in (before, now):
+            if model is not None:
+                self._announcer.tell(model)
+
+    def _set_alarm(self, at: float | None) -> None:
+        """The scheduler wants to look again then."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if at is not None and self._workers.active:
+            wait_s = max(_LEAST_WAIT_S, at - self._clock())
+            self._alarm = asyncio.get_running_loop().call_later(wait_s, self._wake)
+
+    def _wake(self) -> None:
+        self._alarm = None
+        self._dispatch(self._scheduler.on_wake(self._clock()))
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():

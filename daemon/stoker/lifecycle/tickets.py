@@ -13,6 +13,15 @@ from stoker.lifecycle.effects import Grant
 Answer = asyncio.Future[Grant]
 
 
+class Seat:
+    """Held by who asks for a lease: what it may ask `Lifecycle.waiting` about."""
+
+    __slots__ = ("ticket",)
+
+    def __init__(self) -> None:
+        self.ticket: int | None = None  # None: it does not wait
+
+
 class Tickets:
     """One per lifecycle; used from the event loop's thread only."""
 

@@ -7,27 +7,20 @@ Tells the scheduler what came of each. Not for: who waits for a model (`runtime`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Final
 
 import anyio
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
-from stoker.engine.upstream import Upstream
+from stoker.engine import heartbeat
 from stoker.engine.worker import failure
-from stoker.errors import (
-    BlobDamaged,
-    CapacityError,
-    InternalError,
-    MemoryShort,
-    StokerError,
-    WorkerTimeout,
-)
-from stoker.lifecycle.effects import Effect, Plan
+from stoker.errors import BlobDamaged, CapacityError, InternalError, MemoryShort, StokerError
+from stoker.lifecycle.effects import Effect, Plan, Why
 from stoker.lifecycle.eviction import Choice
-from stoker.lifecycle.loading import Loadable
-from stoker.lifecycle.planning import Basis, Means, look
+from stoker.lifecycle.launching import Launcher
+from stoker.lifecycle.planning import Basis, Means
+from stoker.lifecycle.record import CANCELLED, Record
 from stoker.lifecycle.renewal import Renewals
 from stoker.lifecycle.running import Job, Running
 from stoker.lifecycle.scheduler import Scheduler
@@ -39,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 _STOP_GRACE_S: Final = 5.0  # nothing runs any more when a worker is asked to stop
 _FORCED_GRACE_S: Final = 0.5
+_LEARN_LOOKS: Final = 12  # looks at a worker, five seconds apart, between two writes
+_WORTH_BYTES: Final = 128 << 20  # what must come back for an idle worker to be replaced
 # Requests given to a worker beyond its slots: short ones (tokenize) need no slot, and a slot that
 # falls free is filled at once. The engine has that many HTTP threads to spare.
 _EXTRA_PLACES: Final = 4
@@ -53,11 +48,15 @@ class Workers:
     def __init__(
         self,
         means: Means,
+        launcher: Launcher,
+        record: Record,
         scheduler: Scheduler,
         dispatch: Callable[[Iterable[Effect]], None],
         clock: Callable[[], float],
     ) -> None:
         self._means = means
+        self._launcher = launcher
+        self._record = record
         self._scheduler = scheduler
         self._dispatch = dispatch
         self._clock = clock
@@ -67,7 +66,7 @@ class Workers:
         self._job: Job | None = None
         self._renewals = Renewals(means, self)
         self.renew = self._renewals.renew
-        self.load_s: dict[ModelId, float] = {}  # how long each model's last good load took
+        self._looks = 0
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Own every task and worker until cancelled; then no worker is left."""
@@ -80,7 +79,8 @@ class Workers:
             self._tasks = None
             with anyio.CancelScope(shield=True):
                 for _, running in self.all():
-                    await self._stop_worker(running, _FORCED_GRACE_S)
+                    running.why = Why.BROKEN  # whoever was asked to stop in time has done so
+                    await self._launcher.stop(running, _FORCED_GRACE_S)
                     running.upstream.close()
                 self._running.clear()
                 self._retired.clear()
@@ -111,6 +111,11 @@ class Workers:
         return loaded + self._renewals.promised_bytes
 
     @property
+    def taken_bytes(self) -> int:
+        """What workers have taken of the memory that all may take together."""
+        return sum(running.counted_bytes for _, running in self.all())
+
+    @property
     def promised_with_load_bytes(self) -> int:
         """As `promised_bytes`, with all that the load on its way was planned to take."""
         plan = self._job.plan if self._job is not None else None
@@ -131,23 +136,55 @@ class Workers:
         return not coming and all(name != model for name, _ in self.all())
 
     def inspect(self) -> tuple[ModelId, ...]:
-        """Look at every worker; the models whose worker has hung.
+        """Look at every worker; the models whose worker has hung. Called every five seconds.
 
         One that another took over from, and that hangs, is stopped here.
         """
         hung = []
+        self._looks += 1
         for model, running in self.all():
-            worker = running.worker
-            if not running.retired:
-                resident = worker.resident_bytes() or 0
-                self._means.metrics.worker_resident_bytes.labels(str(model)).set(resident)
-            if running.vigil.has_hung(worker.cpu_s(), running.leases, running.rate.total):
-                log.warning("worker_hung", model=str(model), pid=worker.pid)
+            self._launcher.look(running)
+            if not running.asked and self._has_hung(running):
+                log.warning("worker_hung", model=str(model), pid=running.worker.pid)
                 if running.retired:
-                    self._end(running)
+                    self._end(running, Why.BROKEN)
                 else:
                     hung.append(model)
+            elif running.leases:
+                self.start(running.pulse.take)
+            if not self._looks % _LEARN_LOOKS:
+                self.start(self._launcher.learn, running)
         return tuple(hung)
+
+    @staticmethod
+    def _has_hung(running: Running) -> bool:
+        return running.vigil.has_hung(
+            running.worker.cpu_s(),
+            running.leases,
+            running.rate.total,
+            running.pulse.latest,
+            on_gpu=running.plan.gpu_layers > 0,
+        )
+
+    def woke(self) -> None:
+        """The machine slept: nobody is judged by that time, and a GPU may have lost its memory."""
+        for model, running in self._running.items():
+            running.vigil.refresh()
+            if running.plan.gpu_layers and not running.leases:
+                self.start(self._check, model, running)
+
+    async def _check(self, model: ModelId, running: Running) -> None:
+        if await heartbeat.decodes(running.worker, running.plan, timeout_s=heartbeat.DECODE_S):
+            return
+        if self._running.get(model) is running and not running.asked:
+            log.warning("worker_lost_in_sleep", model=str(model), pid=running.worker.pid)
+            self._dispatch(self._scheduler.on_hung(model, self._clock()))
+
+    async def shrink(self, model: ModelId) -> None:
+        """Give back what an idle worker remembers beyond the last conversations."""
+        running = self._running.get(model)
+        if running is not None and running.grown_bytes >= _WORTH_BYTES:
+            await self._renewals.renew(model, afresh=True)
 
     # --- orders ------------------------------------------------------------------------------
 
@@ -166,26 +203,31 @@ class Workers:
         if self._job is not None:
             self._job.scope.cancel()
 
-    def stop(self, model: ModelId) -> None:
+    def stop(self, model: ModelId, why: Why = Why.UNLOAD) -> None:
         self._renewals.cancel(model)
         for name, running in self.all():
             if name == model:
-                self._end(running)
+                self._end(running, why)
 
     def stop_all(self) -> None:
         for model in {name for name, _ in self.all()}:
-            self.stop(model)
+            self.stop(model, Why.CLOSED)
 
-    def release(self, running: Running) -> None:
+    def release(self, running: Running, *, good: bool) -> None:
         """A lease on it has ended: a retired one stops with its last."""
         running.leases -= 1
+        if good:
+            self._launcher.answered(running)
         if running.retired and not running.leases:
-            self._end(running)
+            self._end(running, Why.UNLOAD)
 
-    def _end(self, running: Running) -> None:
+    def _end(self, running: Running, why: Why) -> None:
         if not running.asked:
             running.asked = True
-            self.start(self._stop_worker, running, _STOP_GRACE_S)
+            running.why = why
+            # One that hangs heeds nothing, and somebody may wait for its memory.
+            grace_s = _FORCED_GRACE_S if why is Why.BROKEN else _STOP_GRACE_S
+            self.start(self._launcher.stop, running, grace_s)
 
     def forget_job(self) -> None:
         """After an order: forget a load that nobody waits for and of which nothing was running."""
@@ -233,10 +275,14 @@ class Workers:
 
     async def _choose(self, job: Job, effect: Plan) -> Choice[LaunchPlan]:
         def choose(basis: Basis) -> Choice[LaunchPlan]:
-            return basis.choose(promised_bytes=self.promised_bytes, candidates=effect.candidates)
+            return basis.choose(
+                promised_bytes=self.promised_bytes,
+                taken_bytes=self.taken_bytes,
+                candidates=effect.candidates,
+            )
 
-        basis = await look(self._means, job.model, lambda basis: not choose(basis).victims)
-        job.loadable = basis.loadable
+        basis = await self._launcher.basis(job, lambda basis: not choose(basis).victims)
+        job.basis = basis
         return choose(basis)
 
     async def _do_launch(self, job: Job) -> None:
@@ -257,16 +303,19 @@ class Workers:
         self._aborted(job)
 
     async def _launch(self, job: Job) -> Running:
-        if job.plan is None or job.loadable is None:
-            raise InternalError("a launch without a plan")
-        return await self.start_worker(job.loadable, job.plan)
+        def again(basis: Basis) -> LaunchPlan:
+            """A humbler plan needs nobody's place."""
+            promised, taken = self.promised_bytes, self.taken_bytes
+            return basis.choose(promised_bytes=promised, taken_bytes=taken).plan
 
-    async def start_worker(self, loadable: Loadable, plan: LaunchPlan) -> Running:
+        return await self._launcher.load(job, again)
+
+    async def start_worker(self, basis: Basis, plan: LaunchPlan) -> Running:
         """A worker that is ready, and nobody's yet. Raises as `Engine.launch` does."""
-        timeout_s = self._means.settings.load_timeout_s
-        worker = await self._means.engine.launch(plan, timeout_s=timeout_s)
-        plan = replace(plan, runtime=worker.runtime)
-        return Running(loadable.manifest, plan, worker, Upstream(worker.address, worker.key))
+        return await self._launcher.start(basis, plan)
+
+    async def carry_over(self, old: Running, new: Running) -> None:
+        await self._launcher.carry_over(old, new)
 
     def take_over(self, model: ModelId, old: Running, new: Running) -> bool:
         """Send new requests to the new worker; False when the old one serves no more."""
@@ -278,7 +327,7 @@ class Workers:
         self._running[model] = new
         self._retired.append((model, old))
         self.start(self._watch, model, new)
-        self._means.metrics.loads.labels("renewed").inc()
+        self._record.renewed(model)
         log.info(
             "model_renewed",
             model=str(model),
@@ -287,7 +336,7 @@ class Workers:
             still_on_the_old=old.leases,
         )
         if not old.leases:
-            self._end(old)
+            self._end(old, Why.UNLOAD)
         size = new.plan.memory.total_bytes
         places = new.plan.parallel + _EXTRA_PLACES
         self._dispatch(self._scheduler.on_renewed(model, size, places, self._clock()))
@@ -295,36 +344,37 @@ class Workers:
 
     def _ready(self, job: Job, running: Running) -> None:
         self._job = None
-        self._running[job.model] = running
-        self.start(self._watch, job.model, running)
-        seconds = self._clock() - job.started_at
-        self.load_s[job.model] = seconds
-        self._means.metrics.loads.labels("ok").inc()
-        self._means.metrics.load_seconds.observe(seconds)
+        model, now = job.model, self._clock()
+        self._running[model] = running
+        self.start(self._watch, model, running)
+        seconds = now - job.started_at
+        self._record.loaded(model, seconds)
         log.info(
             "model_ready",
-            model=str(job.model),
+            model=str(model),
             pid=running.worker.pid,
             seconds=round(seconds, 2),
             context=running.plan.context,
         )
         places = running.plan.parallel + _EXTRA_PLACES
-        self._dispatch(self._scheduler.on_ready(job.model, places, self._clock()))
+        effects = self._scheduler.on_ready(model, places, now, seconds)
+        size = running.plan.memory.total_bytes  # a humbler plan than the first may have worked
+        self._dispatch(effects + self._scheduler.on_renewed(model, size, places, now))
 
     def _failed(self, job: Job, error: StokerError, *, back_off: bool = True) -> None:
         self._job = None
-        self._means.metrics.loads.labels(error.code).inc()
+        now = self._clock()
+        self._record.not_loaded(job.model, now - job.started_at, error.code)
         log.warning("load_failed", model=str(job.model), code=error.code, reason=error.message)
-        self._dispatch(
-            self._scheduler.on_failed(job.model, error, self._clock(), back_off=back_off)
-        )
+        self._dispatch(self._scheduler.on_failed(job.model, error, now, back_off=back_off))
 
     def _aborted(self, job: Job) -> None:
         """Nothing is left of a load that nobody waits for."""
         self._job = None
-        self._means.metrics.loads.labels("cancelled").inc()
+        now = self._clock()
+        self._record.not_loaded(job.model, now - job.started_at, CANCELLED)
         log.info("load_cancelled", model=str(job.model))
-        self._dispatch(self._scheduler.on_exited(job.model, None, self._clock()))
+        self._dispatch(self._scheduler.on_exited(job.model, None, now))
 
     async def _watch(self, model: ModelId, running: Running) -> None:
         """Notice the worker's end, whoever caused it."""
@@ -338,24 +388,24 @@ class Workers:
             kind=report.kind and report.kind.value,
             returncode=report.returncode,
         )
+        # Before its effects: the next plan of the model is to know of it.
+        self.start(self._launcher.ended, running, report)
         if self._running.get(model) is not running:
             self._retired.remove((model, running))
             self.settle()
             return
         del self._running[model]
         self._renewals.cancel(model)
-        self._means.metrics.worker_resident_bytes.remove(str(model))
+        served_s = self._clock() - running.since
+        if error is None:
+            self._record.left(model, served_s, running.why.value)
+        else:
+            self._record.crashed(model, served_s, report.kind.value if report.kind else error.code)
         self._dispatch(self._scheduler.on_exited(model, error, self._clock()))
 
     def settle(self) -> None:
         """Something ended that the scheduler does not know of: wake those who wait for it."""
         self._dispatch(())
-
-    async def _stop_worker(self, running: Running, grace_s: float) -> None:
-        try:
-            await running.worker.stop(grace_s)
-        except WorkerTimeout as error:
-            log.error("worker_stuck", pid=running.worker.pid, reason=error.message)  # noqa: TRY400
 
 
 def _bug(error: Exception) -> InternalError:

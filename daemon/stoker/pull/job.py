@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import anyio
 
 from stoker.errors import StokerError
 from stoker.pull.meter import Meter
 from stoker.pull.state import Saved
-from stoker.pull.wanted import Wanted
 from stoker.schemas import ErrorView, PullView
 from stoker.store.partial import PartialKey
 from stoker.types import ModelId, PullState
+
+if TYPE_CHECKING:
+    from stoker.pull.wanted import Wanted
 
 TICK_S: Final = 0.25  # between two progress events of one pull
 

@@ -10,6 +10,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -18,19 +19,13 @@ import structlog
 from anyio import to_thread
 from anyio.abc import TaskGroup, TaskStatus
 
-from stoker import catalogue as catalogue_module
-from stoker.catalogue import Catalogue
 from stoker.errors import InternalError, ShuttingDown, StokerError, StoreError, UnknownPull
 from stoker.events import EventBus
-from stoker.pull.fetch import FetchPolicy, RateLimit
+from stoker.late import late
 from stoker.pull.flights import Flights
 from stoker.pull.groups import one_error
 from stoker.pull.job import Job
 from stoker.pull.state import Saved, restore, save
-from stoker.pull.transfer import Tools, Transfer
-from stoker.pull.url import shown
-from stoker.pull.wanted import Wanted, wanted
-from stoker.pull.web import default_client
 from stoker.schemas import PullChanged, PullView, StoreChanged
 from stoker.settings import Settings
 from stoker.store.partial import PartialKey
@@ -39,6 +34,17 @@ from stoker.types import Digest, ModelId, PullState
 
 if TYPE_CHECKING:
     import httpx2
+
+    from stoker import catalogue
+    from stoker.catalogue import Catalogue
+    from stoker.pull import fetch, transfer, url, wanted, web
+else:  # most daemons never pull anything while they run: 1 MB
+    catalogue = late("stoker.catalogue")
+    fetch = late("stoker.pull.fetch")
+    transfer = late("stoker.pull.transfer")
+    url = late("stoker.pull.url")
+    wanted = late("stoker.pull.wanted")
+    web = late("stoker.pull.web")
 
 log = structlog.get_logger(__name__)
 
@@ -56,28 +62,39 @@ class Puller:
         settings: Settings,
         bus: EventBus,
         state_file: Path,
-        client_factory: Callable[[], httpx2.AsyncClient] = default_client,
+        client_factory: Callable[[], httpx2.AsyncClient] | None = None,
         catalogue: Catalogue | None = None,
-        policy: FetchPolicy | None = None,
+        policy: fetch.FetchPolicy | None = None,
     ) -> None:
         self._store = store
         self._settings = settings
         self._bus = bus
         self._state_file = state_file
-        self._catalogue = catalogue if catalogue is not None else catalogue_module.load()
-        self._tools = Tools(
-            store=store,
-            settings=settings,
-            policy=policy or FetchPolicy(connections=settings.download_connections),
-            limit=RateLimit(settings.download_rate_bytes_per_s),
-            flights=Flights(),
-            scratch=state_file.with_name("pull-scratch"),
-            client_factory=client_factory,
-        )
+        self._given_catalogue = catalogue
+        self._client_factory = client_factory
+        self._policy = policy
+        self._scratch = state_file.with_name("pull-scratch")
         self._jobs: dict[str, Job] = {}
         self._group: TaskGroup | None = None
         self._slots = anyio.Semaphore(_AT_ONCE)
         self._saving = anyio.Lock()
+
+    @cached_property
+    def _catalogue(self) -> Catalogue:
+        return self._given_catalogue if self._given_catalogue is not None else catalogue.load()
+
+    @cached_property
+    def _tools(self) -> transfer.Tools:
+        settings = self._settings
+        return transfer.Tools(
+            store=self._store,
+            settings=settings,
+            policy=self._policy or fetch.FetchPolicy(connections=settings.download_connections),
+            limit=fetch.RateLimit(settings.download_rate_bytes_per_s),
+            flights=Flights(),
+            scratch=self._scratch,
+            client_factory=self._client_factory or web.default_client,
+        )
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Own all pulls until cancelled; begins with those that had not ended last time."""
@@ -156,7 +173,9 @@ class Puller:
             raise UnknownPull(msg)
         return job
 
-    def _new_job(self, pull_id: str, reference: str, name: str | None, asked: Wanted | None) -> Job:
+    def _new_job(
+        self, pull_id: str, reference: str, name: str | None, asked: wanted.Wanted | None
+    ) -> Job:
         job = Job(pull_id, reference, name, asked, self._publish)
         job.model = asked.model if asked else None
         job.idle.set()
@@ -204,11 +223,11 @@ class Puller:
         async with self._slots:
             if job.wanted is None:
                 job.wanted = await self._wanted(job.reference, job.name)
-            log.info("pull_started", pull=job.id, reference=shown(job.reference))
+            log.info("pull_started", pull=job.id, reference=url.shown(job.reference))
             with one_error():
                 async with anyio.create_task_group() as group:
                     group.start_soon(job.tick)
-                    manifest = await Transfer(self._tools, job).run(job.wanted)
+                    manifest = await transfer.Transfer(self._tools, job).run(job.wanted)
                     group.cancel_scope.cancel()
         log.info("pull_done", pull=job.id, model=manifest.id.text, bytes=manifest.size_bytes)
         job.bytes_before, job.bytes_current = job.bytes_total or job.bytes_done, 0
@@ -244,9 +263,9 @@ class Puller:
         with suppress(StoreError):  # what stays is pruned later
             self._store.drop_unnamed(digests)
 
-    async def _wanted(self, reference: str, name: str | None) -> Wanted:
+    async def _wanted(self, reference: str, name: str | None) -> wanted.Wanted:
         manifests = await to_thread.run_sync(self._store.list)
-        return wanted(
+        return wanted.wanted(
             reference,
             name,
             catalogue=self._catalogue,
@@ -272,7 +291,7 @@ class Puller:
 
     def _sweep(self) -> None:
         """Temporary files of a daemon that was killed."""
-        shutil.rmtree(self._tools.scratch, ignore_errors=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 def _digests(keys: Iterable[PartialKey]) -> set[Digest]:

@@ -120,6 +120,11 @@ class Tuner:
         finally:
             self._tasks = None
 
+    @property
+    def measures(self) -> bool:
+        """Whether processes that measure take memory now."""
+        return self._session is not None
+
     async def tick(self, *, pulls: int = 0) -> str | None:
         """Begin a search when one is due and nothing speaks against it; says what it began.
 

@@ -53,10 +53,12 @@ class MemoryNeed:
     repack_bytes: int
     cache_bytes: int
     gpu_bytes: int = 0  # on the GPU; not part of the sums below
+    surveyed: bool = False  # from the engine's own dry run, not from formulas alone
+    correction: float = 1.0  # learnt: what workers of this model really took of `computed_bytes`
 
     @property
-    def anonymous_bytes(self) -> int:
-        """What must stay in memory: running out of it gets a process killed."""
+    def computed_bytes(self) -> int:
+        """The parts that cannot be dropped, as they were computed."""
         return (
             self.kv_bytes
             + self.compute_bytes
@@ -64,6 +66,16 @@ class MemoryNeed:
             + self.repack_bytes
             + self.cache_bytes
         )
+
+    @property
+    def learnt_bytes(self) -> int:
+        """What is added to them, or left off, because of the correction."""
+        return round(self.computed_bytes * (self.correction - 1))
+
+    @property
+    def anonymous_bytes(self) -> int:
+        """What must stay in memory: running out of it gets a process killed."""
+        return self.computed_bytes + self.learnt_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -161,3 +173,9 @@ class LaunchPlan:
     kv_type: KvType = "f16"
     cpu_experts: int = 0  # layers whose experts stay on the CPU although the layer is on a GPU
     profile: Profile = "chat"
+    conversations: Path | None = None  # folder that its conversations are saved to; None: never
+
+    @property
+    def correction(self) -> float:
+        """See `MemoryNeed`; here so that it can have a reason as the settings do."""
+        return self.memory.correction

@@ -88,10 +88,13 @@ class Sizing:
     placement: Placement = NOWHERE  # what is on a GPU instead of in memory
 
 
-def memory_need(facts: ModelFacts, sizing: Sizing, survey: Survey | None = None) -> MemoryNeed:
+def memory_need(
+    facts: ModelFacts, sizing: Sizing, survey: Survey | None = None, *, correction: float = 1.0
+) -> MemoryNeed:
     """All parts of a worker's memory; `LaunchPlan.memory`.
 
-    ``survey`` must be of this model and of the runtime that will load it.
+    ``survey`` must be of this model and of the runtime that will load it; ``correction`` is what
+    was learnt of both (`MemoryNeed`). Weights are mapped from a file of known size: not corrected.
     """
     away = sizing.placement
     kv = layer_kv_bytes(facts, sizing)
@@ -108,6 +111,8 @@ def memory_need(facts: ModelFacts, sizing: Sizing, survey: Survey | None = None)
         repack_bytes=_repacked(facts, sizing, survey),
         cache_bytes=_checkpoints(facts, sizing) + _prompt_cache(facts, sizing),
         gpu_bytes=away.gpu_bytes,
+        surveyed=survey is not None,
+        correction=correction,
     )
 
 

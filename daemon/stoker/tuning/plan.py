@@ -3,7 +3,9 @@
 Pure. The rules, in order of weight:
 
 1. Never more memory than is free now, less a reserve for other programs (the larger of 1 GiB and
-   10 % of the memory, but at most a quarter of a small machine's). Likewise on a GPU.
+   10 % of the memory, but at most a quarter of a small machine's), and never more than the user's
+   limit for all models leaves. Likewise on a GPU. What workers of this model really took corrects
+   what is computed for the next.
 2. What the user sets is taken as it is, as long as it fits and makes sense; else it is refused.
 3. What was measured on this machine wins over what is only usual.
 4. When memory is short, this is given up, in this order: the cache of old prompts; the step in
@@ -72,18 +74,23 @@ def make_plan(  # noqa: PLR0913  # all inputs of a pure decision
     runtime: str = "",
     tuned: Tuned | None = None,
     survey: Survey | None = None,
+    correction: float = 1.0,
+    most_bytes: int | None = None,
 ) -> LaunchPlan:
     """The settings to start a worker with now. Raises MemoryShort when nothing fits.
 
     `hardware` must be fresh: its free memory is the budget. `mmproj_bytes` is the size of the
     file at `mmproj_path`. `runtime` is the one that will be used; `tuned` brings its own. A
-    `survey` of another runtime is not used. Raises BadSetting for wishes that contradict each
-    other or the model.
+    `survey` of another runtime is not used. `correction` is what was learnt of the chosen runtime
+    (`MemoryNeed`), `most_bytes` what the user's limit for all models leaves. Raises BadSetting
+    for wishes that contradict each other or the model.
     """
     chosen = tuned.best.runtime if tuned is not None else runtime
     if survey is not None and chosen and survey.runtime != chosen:
         survey = None
-    task = Task(facts, hardware, wishes, mmproj_bytes, chosen, tuned, survey)
+    task = Task(
+        facts, hardware, wishes, mmproj_bytes, chosen, tuned, survey, correction, most_bytes
+    )
     _check(task)
     shape = _with_spare(task, _fit(task))
     threads, threads_batch = thread_counts(task)

@@ -46,6 +46,8 @@ def reasons(task: Task, plan: LaunchPlan) -> tuple[Reason, ...]:
         "embedding": ("rule", _DESCRIBED),
         "pooling": ("rule", _DESCRIBED),
     }
+    if plan.correction != 1:
+        whys["correction"] = ("measured", _correction(plan))
     return tuple(
         Reason(setting, getattr(plan, setting), source, why)
         for setting, (source, why) in whys.items()
@@ -72,7 +74,8 @@ def _context(task: Task, plan: LaunchPlan) -> _Why:
     fewest = context <= task.rules.shortest and plan.kv_type != "f16"
     what = "the least that is useful" if fewest else "the longest that fits"
     limit = f"(the model's own limit is {trained:,} tokens)"
-    return source, f"{what} in {gigabytes(task.budget_bytes)} of usable memory {limit}"
+    usable = "what the limit for all models leaves" if task.limited else "usable memory"
+    return source, f"{what} in {gigabytes(task.budget_bytes)} of {usable} {limit}"
 
 
 def _whole_context(task: Task) -> str:
@@ -115,6 +118,11 @@ def _prompt_cache(task: Task, plan: LaunchPlan) -> str:
     if task.rules.prompt_cache_mib:
         return "no memory to spare for a copy of old conversations"
     return _NO_CACHE
+
+
+def _correction(plan: LaunchPlan) -> str:
+    percent, more = abs(plan.correction - 1), "more" if plan.correction > 1 else "less"
+    return f"it took {percent:.0%} {more} memory here than was computed, weights left out"
 
 
 def _checkpoints(plan: LaunchPlan) -> str:

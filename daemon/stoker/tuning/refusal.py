@@ -19,8 +19,7 @@ def short(task: Task, wanted: Shape, *, possible: int) -> MemoryShort:
     smaller = smaller_quantization(task, wanted)
     return MemoryShort(
         f"The model needs {gigabytes(need.total_bytes)} with a context of {wanted.context:,}"
-        f" tokens, but only {gigabytes(free)} of memory can be used now"
-        f" ({gigabytes(task.reserve_bytes)} stay reserved).",
+        f" tokens, but only {gigabytes(free)} of memory can be used now ({_held_back(task)}).",
         hint=_advice(task, possible, smaller),
         needed_bytes=need.total_bytes,
         free_bytes=free,
@@ -29,6 +28,13 @@ def short(task: Task, wanted: Shape, *, possible: int) -> MemoryShort:
         possible_context=possible,
         smaller_quantization=smaller,
     )
+
+
+def _held_back(task: Task) -> str:
+    """Why it is not more."""
+    if task.limited:
+        return "the rest of memory_limit_bytes"
+    return f"{gigabytes(task.reserve_bytes)} stay reserved"
 
 
 def gpu_short(task: Task, wanted: Shape) -> MemoryShort:
@@ -49,8 +55,9 @@ def gpu_short(task: Task, wanted: Shape) -> MemoryShort:
 def smaller_quantization(task: Task, wanted: Shape) -> str | None:
     """The best one with which this shape would fit; None when none would."""
     need = task.need(wanted)
-    other = need.total_bytes - need.weights_bytes - need.repack_bytes
-    copies = need.repack_bytes / max(1, need.weights_bytes)  # they shrink with the file
+    repacked = int(need.repack_bytes * need.correction)
+    other = need.total_bytes - need.weights_bytes - repacked
+    copies = repacked / max(1, need.weights_bytes)  # they shrink with the file
     most = int((task.budget_bytes - other) / (1 + copies))
     return quants.largest_below(task.facts.file_bytes, task.facts.parameters, most)
 
@@ -62,7 +69,8 @@ def _advice(task: Task, possible: int, smaller: str | None) -> str:
     if smaller is not None:
         size = gigabytes(quants.size_bytes(smaller, task.facts.parameters))
         ways.append(f"choose a smaller quantization of it such as {smaller} (about {size})")
-    ways += ["close other programs", "unload another model"]
+    ways.append("raise memory_limit_bytes" if task.limited else "close other programs")
+    ways.append("unload another model")
     if smaller is None:
         ways.append("choose a smaller model")
     words = f"{', '.join(ways[:-1])} or {ways[-1]}"

@@ -54,6 +54,8 @@ class Task:
     runtime: str = ""
     tuned: Tuned | None = None
     survey: Survey | None = None
+    correction: float = 1.0  # of predictions of memory; learnt (`MemoryNeed`)
+    most_bytes: int | None = None  # what the user's limit for all models leaves; None: no limit
 
     @cached_property
     def rules(self) -> Rules:
@@ -74,7 +76,14 @@ class Task:
 
     @cached_property
     def budget_bytes(self) -> int:
-        return max(0, self.hardware.headroom_bytes - self.reserve_bytes)
+        free = max(0, self.hardware.headroom_bytes - self.reserve_bytes)
+        return free if self.most_bytes is None else min(free, max(0, self.most_bytes))
+
+    @property
+    def limited(self) -> bool:
+        """Whether the user's limit is tighter than the memory itself."""
+        most = self.most_bytes
+        return most is not None and most < self.hardware.headroom_bytes - self.reserve_bytes
 
     @cached_property
     def room(self) -> Room:
@@ -130,7 +139,7 @@ class Task:
         sizing = self.sizing(shape)
         if shape.gpu_layers and self.room.usable:
             sizing = replace(sizing, placement=self.placed(shape, sizing))
-        return memory_need(self.facts, sizing, self.survey)
+        return memory_need(self.facts, sizing, self.survey, correction=self.correction)
 
     def load(self, sizing: Sizing) -> placement.Load:
         """What a GPU would have to hold."""

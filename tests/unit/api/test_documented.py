@@ -4,7 +4,6 @@ from pathlib import Path
 
 from stoker.api.allowed import REFUSED
 from stoker.api.routes import ROUTES
-from stoker.metrics import Metrics
 
 _TEXT = (Path(__file__).parents[3] / "docs" / "api.md").read_text(encoding="utf-8")
 
@@ -17,13 +16,3 @@ def test_every_route_is_documented() -> None:
 def test_every_refused_field_is_documented() -> None:
     """A client's author finds out why."""
     assert [name for name in REFUSED if f"`{name}`" not in _TEXT] == []
-
-
-def test_every_metric_is_documented() -> None:
-    """Under the name that `/metrics` shows."""
-    shown = {
-        f"{family.name}_total" if family.type == "counter" else family.name
-        for family in Metrics().registry.collect()
-    }
-
-    assert [name for name in sorted(shown) if f"`{name}`" not in _TEXT] == []

@@ -38,12 +38,36 @@ def test_every_error_has_a_status_and_both_bodies(cls: type[errors.StokerError])
         (errors.WorkerLost("x"), 502),
         (errors.BlobDamaged("x"), 422),
         (errors.InternalError("x"), 500),
+        (errors.Overtaken("x"), 409),
+        (errors.UpstreamDown("x"), 503),
+        (errors.UpstreamRefused("x"), 502),
     ],
 )
 def test_statuses_that_clients_rely_on(error: errors.StokerError, status: int) -> None:
     """Documented in docs/api.md; official clients retry by them."""
     assert status_of(error) == status
     assert ("Retry-After" in headers_of(error)) == (status == 503)
+
+
+@pytest.mark.parametrize(
+    ("told", "header"),
+    [
+        (12, "12"),
+        (2.1, "3"),
+        (600, "600"),
+        (None, "2"),
+        (0, "2"),
+        (-1, "2"),
+        (10**400, "2"),
+        (float("nan"), "2"),
+        ("soon", "2"),
+    ],
+)
+def test_who_knows_when_to_come_back_says_it(told: object, header: str) -> None:
+    """In whole seconds; what makes no sense is not passed on."""
+    error = errors.QueueFull("x", queued=3, limit=3, position=4, retry_after_s=told)
+
+    assert headers_of(error) == {"Retry-After": header}
 
 
 def test_facts_cannot_replace_the_body_s_own_fields() -> None:

@@ -21,6 +21,11 @@ def _chat(**more: Any) -> fields.Request:
     return fields.parse(CHAT, json.dumps(body).encode())
 
 
+def _brief(value: Any) -> str:
+    """A name for a case; a text and a number are two."""
+    return repr(value)[:30]
+
+
 def _picture(url: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
 
@@ -48,6 +53,46 @@ def test_unknown_fields_are_dropped_and_named() -> None:
 
     assert request.ignored == ("store", "user")
     assert set(json.loads(request.payload)) == {"messages"}
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (0, 0), (300, 300), (1.5, 1.5), (-1, -1), (-0.1, -1), (-(10**400), -1), ("0", 0),
+        ("300", 300),
+        ("90s", 90), ("5m", 300), ("1h30m", 5400), ("5m0s", 300), ("1.5h", 5400), ("-1", -1),
+        ("-1m", -1), ("2d", 172800), ("500ms", 0.5), ("100\u00b5s", 0.0001), (" 5m ", 300),
+        ("+5m", 300),
+    ],
+    ids=_brief,
+)  # fmt: skip
+def test_keep_alive_is_understood_as_ollama_does(value: Any, seconds: float) -> None:
+    """Numbers are seconds, texts are times, everything below zero means for ever."""
+    request = _chat(keep_alive=value)
+
+    assert request.keep_alive_s == pytest.approx(seconds)
+    assert b"keep_alive" not in request.body("m")
+    assert request.ignored == ()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "", "soon", "5 minutes", "5m5", "m", "1e9", "nan", "inf", "-", "--1", "5w", "1h-5m", True,
+        [], {}, 10**10, 10**400, "9" * 13, "1s" * 9, "\u0665m", "1..5s",
+    ],
+    ids=_brief,
+)  # fmt: skip
+def test_keep_alive_that_makes_no_sense_is_refused(value: Any) -> None:
+    with pytest.raises(BadRequest) as caught:
+        _chat(keep_alive=value)
+
+    assert caught.value.facts["param"] == "keep_alive"
+
+
+def test_without_keep_alive_the_model_stays_as_it_would() -> None:
+    assert _chat().keep_alive_s is None
+    assert _chat(keep_alive=None).keep_alive_s is None
 
 
 @pytest.mark.parametrize(

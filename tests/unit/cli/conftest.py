@@ -121,6 +121,8 @@ class StubClient:
     base_url: str = "http://127.0.0.1:4328/v1"
     enabled: bool = True
     problems: tuple[str, ...] = ()
+    default: str | None = None
+    upstreams: tuple[schemas.UpstreamView, ...] = ()
     interrupt: bool = False
     asked: list[tuple[Any, ...]] = field(default_factory=list)
 
@@ -134,6 +136,8 @@ class StubClient:
             ),
             pulls=tuple(self.pull_views),
             problems=self.problems,
+            default=self.default,
+            upstreams=self.upstreams,
         )
 
     def models(self) -> list[schemas.StoredModelView]:
@@ -156,13 +160,19 @@ class StubClient:
         self.asked.append(("verify", models))
         yield from self.verify_steps
 
-    def load(self, model: str, *, keep_alive_s: float | None = None) -> schemas.ModelView:
-        self.asked.append(("load", model, keep_alive_s))
-        return loaded(model)
+    def load(
+        self, model: str, *, keep_alive_s: float | None = None, pin: bool | None = None
+    ) -> schemas.ModelView:
+        self.asked.append(("load", model, keep_alive_s, *([] if pin is None else [pin])))
+        return loaded(model, pinned=bool(pin))
 
     def use(self, model: str) -> schemas.ModelView:
         self.asked.append(("use", model))
-        return loaded(model)
+        return loaded(model, default=True)
+
+    def pin(self, model: str, *, pinned: bool = True) -> schemas.ModelView:
+        self.asked.append(("pin", model, pinned))
+        return loaded(model, pinned=pinned)
 
     def server(self, enabled: bool) -> schemas.ServerView:  # noqa: FBT001  # as the client
         self.asked.append(("server", enabled))

@@ -32,6 +32,60 @@ def test_load_passes_the_idle_time(run: Run, client: StubClient) -> None:
     assert client.asked == [("load", "starter", None), ("load", "starter", 1800.0)]
 
 
+def test_load_can_pin(run: Run, client: StubClient) -> None:
+    assert "It is pinned." in run("load", "starter", "--pin").out
+    assert client.asked == [("load", "starter", None, True)]
+
+
+def test_pin_is_put_on_and_taken_off(run: Run, client: StubClient) -> None:
+    assert run("pin", "starter").out == "starter is pinned; it is ready.\n"
+    assert run("pin", "starter", "--off").out == "starter is not pinned.\n"
+    assert json.loads(run("pin", "starter", "--json").out)["pinned"] is True
+    assert client.asked == [
+        ("pin", "starter", True),
+        ("pin", "starter", False),
+        ("pin", "starter", True),
+    ]
+
+
+def test_use_says_before_how_long_it_takes_and_what_it_changes(
+    run: Run, client: StubClient
+) -> None:
+    """On stderr, because the result is what comes after."""
+    client.loaded_models = [
+        loaded("starter", default=True),
+        loaded("qwen", state=ModelState.UNLOADED, expected_load_s=3.2, memory=None),
+    ]
+    client.default = "starter"
+
+    ran = run("use", "QWEN")
+
+    assert ran.err == "Changing from starter to qwen: about 3 s.\n"
+    assert "Requests that name no model go to it, instead of starter." in ran.out
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"state": ModelState.READY, "expected_load_s": 3.0}, ""),
+        ({"state": ModelState.UNLOADED}, ""),
+        ({"state": ModelState.UNLOADED, "expected_load_s": 0.2}, "Loading qwen: about 1 s.\n"),
+        (
+            {"state": ModelState.LOADING, "expected_load_s": 9.0, "loading_s": 4.0},
+            "Loading qwen: about 5 s.\n",
+        ),
+        ({"state": ModelState.LOADING, "expected_load_s": 3.0, "loading_s": 4.0}, ""),
+    ],
+)
+def test_use_promises_no_time_that_nobody_knows(
+    run: Run, client: StubClient, changes: dict[str, object], told: str
+) -> None:
+    client.loaded_models = [loaded("qwen", **changes)]
+
+    assert run("use", "qwen").err == told
+    assert run("use", "qwen", "--json").err == ""
+
+
 def test_use_says_that_the_model_comes_back(run: Run, client: StubClient) -> None:
     assert "loaded again when Stoker starts" in run("use", "starter").out
     assert json.loads(run("use", "starter", "--json").out)["state"] == "ready"
@@ -56,6 +110,24 @@ def test_ps_tells_why_a_model_failed(run: Run, client: StubClient) -> None:
     assert "starter: out of memory" in run("ps").out
 
 
+def test_status_shows_the_default_and_other_servers(run: Run, client: StubClient) -> None:
+    client.default = "starter"
+    down = schemas.ErrorView(code="upstream_down", message="it refuses", hint="Start it.")
+    client.upstreams = (
+        schemas.UpstreamView(
+            name="box", base_url="https://box/v1", state="up", models=("box/a",), latency_s=0.0123
+        ),
+        schemas.UpstreamView(name="old", base_url="https://old/v1", state="down", error=down),
+    )
+
+    out = run("status").out
+
+    assert "Default   starter" in out
+    shown = [line.split() for line in out.splitlines()]
+    assert ["box", "up", "1", "0", "12", "ms", "https://box/v1"] in shown
+    assert "old: it refuses. Start it." in out
+
+
 def test_status_shows_endpoint_models_and_downloads(run: Run, client: StubClient) -> None:
     client.loaded_models = [loaded(), loaded("other", state=ModelState.UNLOADED)]
     client.pull_views = [pulling()]
@@ -64,7 +136,8 @@ def test_status_shows_endpoint_models_and_downloads(run: Run, client: StubClient
 
     assert "http://127.0.0.1:4328/v1" in out
     assert "running for 2 h 5 min" in out
-    assert "42.5 tokens/s" in out
+    assert "TOKENS/S" in out
+    assert "42.5" in out
     assert "1 more model stored" in out
     assert "40 MB of 98 MB" in out
 
@@ -78,5 +151,8 @@ def test_status_json_has_the_documented_shape(run: Run, client: StubClient) -> N
     assert {"enabled", "base_url", "lan"} <= set(view["server"])
     model = {"id", "state", "engine", "runtime", "pid", "context", "memory", "tokens_per_s"}
     assert model | {"in_flight"} <= set(view["models"][0])
-    assert set(view["models"][0]["memory"]) == {"predicted_bytes", "resident_bytes"}
+    assert {"expected_load_s", "loading_s", "default", "pinned"} <= set(view["models"][0])
+    memory = {"predicted_bytes", "resident_bytes", "peak_bytes", "correction"}
+    assert set(view["models"][0]["memory"]) == memory
+    assert {"default", "upstreams"} <= set(view)
     assert {"cpu_percent", "ram_used_bytes", "ram_total_bytes", "gpus"} <= set(view["resources"])

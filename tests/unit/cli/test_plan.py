@@ -101,6 +101,23 @@ def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
+def test_what_was_learnt_of_its_memory_is_said(
+    client: Planning, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the settings with its reason, and as a part of the sum."""
+    memory = client.answer.memory.model_copy(
+        update={"learnt_bytes": 96_000_000, "total_bytes": 1_059_000_000}
+    )
+    client.answer = view(settings={"correction": 1.11}, memory=memory)
+    more = shown(capsys, "starter")
+    less = memory.model_copy(update={"learnt_bytes": -50_000_000})
+    client.answer = view(settings={"correction": 0.95}, memory=less)
+
+    assert "Counts 11% more memory than computed" in more
+    assert "What it took more than that before" in more
+    assert "Counts 5% less memory than computed" in shown(capsys, "starter")
+
+
 def test_settings_are_said_in_plain_words(
     client: Planning, capsys: pytest.CaptureFixture[str]
 ) -> None:

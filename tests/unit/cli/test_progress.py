@@ -50,3 +50,18 @@ def test_rate_and_time_left_count_from_the_first_step() -> None:
 
     assert (first.bytes_per_s, first.eta_s) == (0.0, None)
     assert (second.bytes_per_s, second.eta_s) == (100.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("elapsed_s", "expected_s", "text"),
+    [
+        (4.2, 12.4, "Loading a … 4 s of about 12 s"),
+        (0.0, 0.3, "Loading a … 0 s of about 1 s"),
+        (13.0, 12.4, "Loading a …"),
+        (4.2, None, "Loading a …"),
+    ],
+)
+def test_a_wait_counts_as_long_as_it_is_as_expected(
+    elapsed_s: float, expected_s: float | None, text: str
+) -> None:
+    assert progress.counted("Loading\na …", elapsed_s, expected_s) == text

@@ -89,7 +89,7 @@ def test_every_number_of_the_plan_reaches_the_program() -> None:
     }
     assert {option: value_of(words, option) for option in told} == told
     assert {"--kv-unified", "--cache-idle-slots", "--repack", "--no-ui"} <= set(words)
-    assert {"--no-context-shift", "--offline", "--no-slots", "--no-warmup"} <= set(words)
+    assert {"--no-context-shift", "--offline", "--slots", "--no-warmup"} <= set(words)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,7 @@ def test_every_number_of_the_plan_reaches_the_program() -> None:
         ({"pooling": 4}, "rank"),
         ({"mmproj_path": Path("/store/p.gguf")}, "/store/p.gguf"),
         ({"mmproj_path": Path("/store/p.gguf"), "gpu_layers": 9}, "--mmproj-offload"),
+        ({"conversations": Path("/state/c/k")}, "--slot-save-path"),
     ],
 )
 def test_every_choice_changes_a_word(change: dict[str, object], word: str) -> None:
@@ -120,6 +121,7 @@ def test_no_setting_is_left_to_the_program() -> None:
         "model_id": "other",
         "model_path": Path("/other"),
         "mmproj_path": Path("/p"),
+        "conversations": Path("/c"),
         "pooling": 1,
         "kv_type": "q4_0",
         "cells": 99999,

@@ -86,3 +86,63 @@ async def test_a_child_that_ends_at_once_is_cleared_away(
     assert report.returncode == 0
     assert process._process.stdout is not None
     assert process._process.stdout.closed
+
+
+def test_a_folder_for_conversations_reaches_the_child() -> None:
+    from dataclasses import replace
+
+    from stoker.tuning.plan import Wishes, make_plan
+
+    plan = make_plan("owner/m:Q4", Path("/m.gguf"), STARTER, machine(), Wishes())
+
+    told = order(replace(plan, conversations=Path("/state/c/k")), None, "key")
+
+    assert told["conversations"] == "/state/c/k"
+    assert order(plan, None, "key")["conversations"] is None
+
+
+STATUS = (
+    "Name:\tengine\nVmHWM:\t  900 kB\nRssAnon:\t 300 kB\nRssFile:\t 500 kB\nRssShmem:\t  8 kB\n"
+)
+
+
+def test_memory_of_its_own_is_what_is_not_mapped() -> None:
+    assert worker.anonymous_in(STATUS) == 308 * 1024
+
+
+@pytest.mark.parametrize(
+    "status", ["", "RssAnon: 1 kB", STATUS.replace("300 kB", ""), STATUS.replace("300", "many")]
+)
+def test_a_status_without_the_figures_says_nothing(status: str) -> None:
+    assert worker.anonymous_in(status) is None
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(sys.platform != "linux", reason="told apart on Linux only")
+async def test_the_most_memory_is_remembered_after_the_end(tmp_path: Path) -> None:
+    code = "import sys; a = bytearray(b'x') * 50_000_000; print('{}', flush=True); input(); input()"
+    spawn = worker.Spawn((sys.executable, "-I", "-c", code), {}, Address(), "key", tmp_path)
+    process = worker.WorkerProcess.start(spawn)
+    with anyio.fail_after(30):
+        await process.greeted()
+
+        seen = process.peak_bytes()
+        await process.stop(5)
+
+    assert seen is not None
+    assert 50_000_000 < seen < 100_000_000
+    assert process.peak_bytes() == seen
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
+async def test_what_a_worker_writes_is_private(tmp_path: Path) -> None:
+    """The engine itself knows nothing of modes, and conversations are saved by it."""
+    code = "open('file', 'w').close()"
+    spawn = worker.Spawn((sys.executable, "-I", "-c", code), {}, Address(), "key", tmp_path)
+
+    process = worker.WorkerProcess.start(spawn)
+    with anyio.fail_after(30):
+        await process.wait()
+
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 
@@ -7,7 +9,7 @@ from stoker.events import EventBus, Subscription
 from stoker.lifecycle import announce
 from stoker.lifecycle.announce import Announcer
 from stoker.lifecycle.effects import Standing
-from stoker.schemas import ModelChanged, ModelView
+from stoker.schemas import MemoryView, ModelChanged, ModelView
 from stoker.types import ModelId, ModelState
 
 pytestmark = pytest.mark.anyio
@@ -24,14 +26,17 @@ class Stage:
         self.announcer = Announcer(self.bus, self.view)
         self.standing = Standing()
         self.views = 0
+        self.figures: dict[str, Any] = {}
 
     def view(self, model: ModelId) -> ModelView:
         self.views += 1
         standing = self.standing
-        return ModelView(id=str(model), state=standing.state, in_flight=standing.in_flight)
+        return ModelView(
+            id=str(model), state=standing.state, in_flight=standing.in_flight, **self.figures
+        )
 
-    def become(self, state: ModelState, in_flight: int = 0) -> None:
-        self.standing = Standing(state, in_flight)
+    def become(self, state: ModelState, in_flight: int = 0, **more: Any) -> None:
+        self.standing = Standing(state, in_flight, **more)
         self.announcer.look(M, self.standing)
 
 
@@ -121,3 +126,89 @@ async def test_after_the_end_nothing_is_told(stage: Stage, monkeypatch: pytest.M
         await anyio.wait_all_tasks_blocked()
 
         assert _waiting(subscription) == 0
+
+
+async def test_a_pin_is_told_at_once(stage: Stage) -> None:
+    stage.become(ModelState.READY)
+    with stage.bus.subscribe() as subscription:
+        stage.become(ModelState.READY, pinned=True)
+        stage.become(ModelState.READY, pinned=True, priority=3)
+
+        assert _waiting(subscription) == 2
+
+
+async def test_another_keep_alive_is_told_with_the_traffic(stage: Stage) -> None:
+    """Each request may bring one; that is no reason for an event each."""
+    stage.become(ModelState.READY)
+    with stage.bus.subscribe() as subscription:
+        for number in range(20):
+            stage.become(ModelState.READY, keep_alive_s=float(number))
+
+        assert _waiting(subscription) == 0
+        await _next(subscription)
+        assert _waiting(subscription) == 0
+
+
+# --- what moves by itself --------------------------------------------------------------------
+
+
+def resident(mib: int) -> dict[str, Any]:
+    return {"memory": MemoryView(predicted_bytes=1 << 30, resident_bytes=mib << 20)}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"tokens_per_s": 40.0}, {"tokens_per_s": 0.0}),
+        ({"kv_used": 0.1}, {"kv_used": 0.5}),
+        ({}, {"kv_used": 0.0}),
+        (resident(200), resident(300)),
+        ({}, {"rung": 1}),
+    ],
+)
+async def test_what_moved_is_told_when_the_timer_comes(
+    stage: Stage, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    """Once; as long as it stays there nothing more is told."""
+    stage.figures = before
+    stage.become(ModelState.READY, 1)
+    with stage.bus.subscribe() as subscription:
+        stage.announcer.pulse()
+        assert _waiting(subscription) == 0
+
+        stage.figures = after
+        stage.announcer.pulse()
+        stage.announcer.pulse()
+
+        assert _waiting(subscription) == 1
+
+
+async def test_what_nobody_would_see_is_not_told(stage: Stage) -> None:
+    stage.figures = resident(200) | {"kv_used": 0.501}
+    stage.become(ModelState.READY)
+    with stage.bus.subscribe() as subscription:
+        stage.figures = resident(201) | {"kv_used": 0.502, "expires_in_s": 5.0}
+        stage.announcer.pulse()
+
+        assert _waiting(subscription) == 0
+
+
+async def test_an_unloaded_model_does_not_move(stage: Stage) -> None:
+    """Nothing is looked up for the hundred models that are only stored."""
+    stage.become(ModelState.READY)
+    stage.become(ModelState.UNLOADED)
+    with stage.bus.subscribe():
+        views = stage.views
+
+        stage.announcer.pulse()
+
+    assert stage.views == views
+
+
+async def test_nothing_is_looked_up_when_nobody_listens(stage: Stage) -> None:
+    stage.become(ModelState.READY)
+    views = stage.views
+
+    stage.announcer.pulse()
+
+    assert stage.views == views

@@ -3,10 +3,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoker.lifecycle.eviction import COMFORTABLE_CONTEXT, Candidate, choose
+from stoker.lifecycle.eviction import (
+    COMFORTABLE_CONTEXT,
+    Candidate,
+    choose,
+    cost,
+    relieve,
+    shrink_after,
+)
 from stoker.types import ModelId
 
 A = Candidate(ModelId("a"), 10, busy=False)
@@ -105,3 +113,40 @@ def test_choice_is_sound_and_minimal(sizes: list[tuple[int, bool]], need: int, f
     idle = sum(one.size_bytes for one in candidates if not one.busy)
     assert choice.wait == (free + idle < need)
     assert choice.wait or not any(one.busy for one in victims)
+
+
+# --- what going costs ------------------------------------------------------------------------
+
+
+def _cost(*, idle_s: float = 60, load_s: float | None = 2, size_bytes: int = 10**9) -> float:
+    return cost(idle_s=idle_s, load_s=load_s, size_bytes=size_bytes)
+
+
+def test_long_idle_and_quickly_back_is_cheap() -> None:
+    """Who was not wanted for long is hardly missed, and who loads fast is back fast."""
+    assert _cost(idle_s=600) < _cost(idle_s=60)
+    assert _cost(load_s=1) < _cost(load_s=9)
+    assert _cost(idle_s=600, load_s=9) < _cost(idle_s=10, load_s=1)
+
+
+def test_a_load_that_was_never_measured_follows_from_the_size() -> None:
+    assert _cost(load_s=None, size_bytes=10**8) < _cost(load_s=None, size_bytes=10**10)
+
+
+def test_cost_is_sound_for_a_clock_that_runs_backwards() -> None:
+    assert _cost(idle_s=-100) == _cost(idle_s=0)
+
+
+@pytest.mark.parametrize(("keep_alive_s", "expected"), [(-1, 300), (3600, 300), (100, 50), (0, 0)])
+def test_memory_is_given_back_at_half_time(keep_alive_s: float, expected: float) -> None:
+    """And after five minutes at the latest, also when the model stays for ever."""
+    assert shrink_after(keep_alive_s) == expected
+
+
+def test_pressure_takes_the_cheapest_that_are_enough() -> None:
+    """None for nothing, none in vain, never a busy one, and all when all are too little."""
+    assert relieve((A, B, C), 0) == ()
+    assert relieve((A, B, C), -5) == ()
+    assert relieve((A, B, C), 10) == (A.model,)
+    assert relieve((A, B, C), 30) == (B.model,)
+    assert relieve((A, BUSY, B), 50) == (A.model, B.model)

@@ -9,6 +9,7 @@ import pytest
 
 from stoker.errors import MemoryShort
 from stoker.lifecycle import loading
+from stoker.lifecycle.budget import Room
 from stoker.lifecycle.eviction import Candidate
 from stoker.lifecycle.loading import Loadable
 from stoker.settings import Settings
@@ -83,10 +84,8 @@ def test_measured_settings_and_the_runtime_reach_the_plan() -> None:
     tuned, untuned = (
         loading.plan_load(
             loadable(STARTER),
-            machine(),
+            Room(machine()),
             Wishes(),
-            promised_bytes=0,
-            candidates=(),
             runtime="builtin-1",
             tuned=found,
         ).plan
@@ -102,9 +101,7 @@ def test_what_loaded_models_may_still_take_is_not_free() -> None:
     wishes = Wishes(reserve_bytes=0)
 
     free, less = (
-        loading.plan_load(
-            loadable(EIGHT_B), hardware, wishes, promised_bytes=promised, candidates=()
-        ).plan
+        loading.plan_load(loadable(EIGHT_B), Room(hardware, promised), wishes).plan
         for promised in (0, 4 * GIB)
     )
 
@@ -116,18 +113,94 @@ def test_an_idle_model_goes_when_the_plan_needs_its_place() -> None:
     other = Candidate(ModelId.parse("other"), 6 * GIB, busy=False)
 
     choice = loading.plan_load(
-        loadable(EIGHT_B),
-        hardware,
-        Wishes(reserve_bytes=0),
-        promised_bytes=0,
-        candidates=(other,),
+        loadable(EIGHT_B), Room(hardware), Wishes(reserve_bytes=0), candidates=(other,)
     )
 
     assert choice.victims == (other.model,)
 
 
+# --- the user's limit ------------------------------------------------------------------------
+
+
+def limited(limit: int, *, taken: int = 0, promised: int = 0) -> Room:
+    """A machine with far more memory than the limit, of which loaded models have some."""
+    return Room(machine(total=64 * GIB), promised, taken, limit)
+
+
+def test_a_limit_holds_however_much_is_free() -> None:
+    """And it is not reduced by the reserve, which is others' share of what lies beyond it."""
+    free = loading.plan_load(loadable(EIGHT_B), Room(machine(total=64 * GIB)), Wishes()).plan
+    held = loading.plan_load(loadable(EIGHT_B), limited(6 * GIB), Wishes()).plan
+
+    assert free.memory.total_bytes > 6 * GIB
+    assert 5 * GIB < held.memory.total_bytes <= 6 * GIB
+    assert "limit for all models" in next(
+        one.why for one in held.reasons if one.setting == "context"
+    )
+
+
+def test_what_loaded_models_have_is_part_of_the_limit() -> None:
+    """Whether it is in their hands already, or only promised to them."""
+    taken, promised = (
+        loading.plan_load(loadable(EIGHT_B), room, Wishes()).plan
+        for room in (limited(12 * GIB, taken=4 * GIB), limited(12 * GIB, promised=4 * GIB))
+    )
+
+    assert taken.context == promised.context
+    assert taken.memory.total_bytes <= 8 * GIB
+
+
+def test_an_idle_model_goes_when_the_limit_needs_its_place() -> None:
+    other = Candidate(ModelId.parse("other"), 6 * GIB, busy=False)
+    room = limited(9 * GIB, taken=5 * GIB, promised=GIB)
+
+    choice = loading.plan_load(loadable(EIGHT_B), room, Wishes(), candidates=(other,))
+
+    assert choice.victims == (other.model,)
+    assert choice.plan.memory.total_bytes <= 9 * GIB
+
+
+def test_beyond_the_limit_is_refused_with_its_name() -> None:
+    with pytest.raises(MemoryShort) as caught:
+        loading.plan_load(loadable(EIGHT_B), limited(2 * GIB), Wishes())
+
+    assert "memory_limit_bytes" in caught.value.message
+    assert "raise memory_limit_bytes" in caught.value.hint.lower()
+    assert caught.value.facts["free_bytes"] == 2 * GIB - 2 * GIB // 50
+
+
+# --- what was learnt -------------------------------------------------------------------------
+
+
+def test_a_model_that_took_more_than_computed_is_counted_higher() -> None:
+    """All but its weights, whose size is known."""
+    room, wanted = Room(machine(total=64 * GIB)), Wishes(context=4096)
+    plain, learnt = (
+        loading.plan_load(loadable(EIGHT_B), room, wanted, correction=factor).plan.memory
+        for factor in (1.0, 1.25)
+    )
+
+    assert learnt.weights_bytes == plain.weights_bytes
+    assert learnt.computed_bytes == plain.computed_bytes == plain.anonymous_bytes
+    assert learnt.anonymous_bytes == pytest.approx(1.25 * plain.anonymous_bytes, abs=1)
+    assert learnt.learnt_bytes == learnt.anonymous_bytes - plain.anonymous_bytes
+
+
+def test_what_was_learnt_shortens_the_context_rather_than_being_passed() -> None:
+    room = Room(machine(total=64 * GIB, available=9 * GIB))
+    plain, learnt = (
+        loading.plan_load(loadable(EIGHT_B), room, Wishes(reserve_bytes=0), correction=factor).plan
+        for factor in (1.0, 1.5)
+    )
+
+    assert learnt.context < plain.context
+    assert learnt.memory.total_bytes <= 9 * GIB
+    why = next(one for one in learnt.reasons if one.setting == "correction")
+    assert (why.value, why.source) == (1.5, "measured")
+    assert "50% more" in why.why
+    assert all(one.setting != "correction" for one in plain.reasons)
+
+
 def test_what_fits_not_even_alone_is_refused() -> None:
     with pytest.raises(MemoryShort):
-        loading.plan_load(
-            loadable(EIGHT_B), machine(total=2 * GIB), Wishes(), promised_bytes=0, candidates=()
-        )
+        loading.plan_load(loadable(EIGHT_B), Room(machine(total=2 * GIB)), Wishes())

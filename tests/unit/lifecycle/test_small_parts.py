@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from stoker.lifecycle import last_served
-from stoker.lifecycle.loading import with_memory
+from stoker.lifecycle.budget import with_memory
 from stoker.lifecycle.rate import TokenRate
-from stoker.lifecycle.vigil import Vigil
 from stoker.types import ModelId
 from tests.fakes.serving import GIB, machine
 
@@ -49,29 +48,3 @@ def test_memory_changes_both_ways_and_never_below_nothing() -> None:
     """The cgroup's headroom follows when there is one."""
     assert with_memory(machine(2 * GIB), GIB).headroom_bytes == 3 * GIB
     assert with_memory(machine(2 * GIB), -3 * GIB).headroom_bytes == 0
-
-
-def test_idle_processor_under_a_request_is_a_hang() -> None:
-    """After six looks in a row; any work, any token or no request begins anew."""
-    vigil = Vigil()
-    looks = [vigil.has_hung(1.0, 1, 0) for _ in range(7)]
-
-    assert looks == [False] * 6 + [True]
-    assert not any(Vigil().has_hung(n * 0.1, 1, 0) for n in range(20))
-    vigil = Vigil()
-    assert not any(vigil.has_hung(1.0, 1, n) for n in range(20))
-    vigil = Vigil()
-    assert not any(vigil.has_hung(1.0, n % 3, 0) for n in range(20))
-    assert not any(vigil.has_hung(None, 1, 0) for _ in range(20))
-
-
-def test_endless_work_that_nobody_asked_for_is_a_hang() -> None:
-    """After five minutes of looks in a row; a request, or a rest, begins anew."""
-    vigil = Vigil()
-    looks = [vigil.has_hung(n * 5.0, 0, 0) for n in range(61)]
-
-    assert looks == [False] * 60 + [True]
-    vigil = Vigil()
-    assert not any(vigil.has_hung(n * 5.0, n % 50 == 0, 0) for n in range(200))
-    vigil = Vigil()
-    assert not any(vigil.has_hung(n * 0.2, 0, 0) for n in range(200))

@@ -176,6 +176,26 @@ def test_the_time_of_a_load_is_kept_until_it_ends() -> None:
     assert apply(connected(), of(loading)).loading_since == {}
 
 
+def test_a_load_that_was_under_way_before_is_counted_from_its_begin() -> None:
+    """The daemon says for how long; a time that cannot be true counts as none."""
+    loading = model("a", ModelState.LOADING, loading_s=4.0)
+    absurd = replace(loading, loading_s=-1e300)
+
+    assert apply(State(), snapshot(loading), 20.0).loading_since == {"a": 16.0}
+    assert apply(connected(), of(loading), 20.0).loading_since == {"a": 16.0}
+    assert apply(connected(), of(absurd), 20.0).loading_since == {"a": 20.0}
+
+
+def test_another_default_is_marked() -> None:
+    state = connected(ready("a", default=True), ready("b"))
+
+    changed = apply(state, {"type": "default", "model": "b"})
+    none = apply(changed, {"type": "default", "model": None})
+
+    assert [one.default for one in changed.models] == [False, True]
+    assert [one.default for one in none.models] == [False, False]
+
+
 def test_the_latest_is_who_began_to_load_or_to_answer() -> None:
     state = connected(ready("a"), ready("b"), latest="a")
 

@@ -15,7 +15,7 @@ from stoker.types import ModelState, PullState
 from stoker_tray.face import PROGRESS_STEPS, Badge, Command, Face, IconKey, IconState, Row, Verb
 from stoker_tray.notices import Kind
 from stoker_tray.rows import MODELS_FIRST, MOST_ROWS
-from stoker_tray.shapes import Daemon, Gpu, Memory, Resources, Server
+from stoker_tray.shapes import Daemon, Gpu, Memory, Model, Resources, Server
 from stoker_tray.state import State, damaged_text
 from stoker_tray.view import LONGEST_TITLE, face, next_look_s
 from tests.fakes import tray_states
@@ -324,6 +324,7 @@ def test_the_badge_shows_all_downloads_together() -> None:
         (connected(model("a", ModelState.DRAINING)), "Stoker: unloading a"),
         (connected(failed("a")), "Stoker: a failed"),
         (connected(LOADING), "Stoker: loading a (about 8 s)"),
+        (connected(replace(LOADING, expected_load_s=30.0)), "Stoker: loading a (about 30 s)"),
         (connected(LOADING, loading_since={"a": -10.0}), "Stoker: loading a"),
         (
             connected(server=Server(enabled=True, base_url=URL, lan=True)),
@@ -373,6 +374,23 @@ def test_an_open_endpoint_is_named_in_words() -> None:
     state = connected(server=Server(enabled=True, base_url=URL, lan=True))
 
     assert row(face(state, 0), "server").text == "Serve on 127.0.0.1:4328, open to the network"
+
+
+@pytest.mark.parametrize(
+    ("one", "text"),
+    [
+        (ready("a", default=True), "a — default, ready, 330 MB"),
+        (ready("a", default=True, pinned=True, in_flight=1), "a — default, pinned, in use, 330 MB"),
+        (model("a", default=True), "a — default"),
+        (model("a", expected_load_s=6.4), "a — loads in about 6 s"),
+        (model("a", expected_load_s=6.4, load_s=99.0), "a — loads in about 6 s"),
+        (model("a", expected_load_s=-1.0, load_s=3.0), "a — loads in about 3 s"),
+        (model("a", pinned=True, load_s=3.0), "a — pinned, loads in about 3 s"),
+    ],
+)
+def test_a_model_says_what_a_change_to_it_means(one: Model, text: str) -> None:
+    """The default is where requests go that name none; the time is what the daemon expects."""
+    assert row(face(connected(one), 0), "models").children[0].text == text
 
 
 def test_gpus_are_added_up() -> None:

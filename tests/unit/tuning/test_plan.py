@@ -190,7 +190,7 @@ def test_every_setting_has_a_reason_with_its_value(facts: ModelFacts) -> None:
         assert item.value == getattr(made, item.setting), item.setting
         assert item.why
     fields = {field.name for field in dataclasses.fields(LaunchPlan)}
-    identity = {"model_id", "model_path", "mmproj_path", "memory", "reasons"}
+    identity = {"model_id", "model_path", "mmproj_path", "memory", "reasons", "conversations"}
     assert fields - identity == {item.setting for item in made.reasons}
 
 
