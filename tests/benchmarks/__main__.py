@@ -1,7 +1,7 @@
 """What the daemon costs, as ratios against the bare engine in the same run.
 
     python -m tests.benchmarks [--rounds N] [--idle SECONDS] [--json FILE]
-    python -m tests.benchmarks tuning|memory|runtimes|latency_tuning|tray [its options]
+    python -m tests.benchmarks tuning|memory|runtimes|… [its options]
 
 Both sides are interleaved and medians are compared, because machines are noisy. Exits 0 whatever
 the figures are: budgets are read by people, not asserted on a shared machine. The second form is
@@ -22,30 +22,26 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psutil
 
 from stoker.store.store import Store
-from tests.benchmarks.streams import Target, ask, together
+from tests.benchmarks.bare import RecordingDaemon, start_s
+from tests.benchmarks.streams import ask, together
 from tests.fakes.daemon import Daemon
 from tests.fakes.starter import starter_path
 
 TOKENS = 96
-_OTHERS = ("tuning", "memory", "runtimes", "latency_tuning", "tray")
-# The engine alone with the settings of the daemon's plan, as short as its library allows.
-_BARE_START = """
-import json, sys, xllamacpp as x
-model, socket, record = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-p = x.CommonParams()
-p.model.path, p.hostnames, p.fit_params, p.ui = model, [socket], False, False
-p.cpuparams.n_threads = p.cpuparams_batch.n_threads = record["threads"]
-for name, value in record["settings"].items():
-    setattr(p, name, value)
-s = x.Server(p)
-print("ready", flush=True)
-sys.stdin.read()
-"""
+_OTHERS = (
+    "tuning",
+    "memory",
+    "runtimes",
+    "latency_tuning",
+    "tray",
+    "switching",
+    "conversations",
+    "soak",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +57,6 @@ class Row:
     @property
     def ratio(self) -> float | None:
         return self.ours / self.theirs if self.theirs else None
-
-
-class RecordingDaemon(Daemon):
-    """The daemon under measurement; it writes its worker's address and key to a file."""
-
-    def __init__(self, home: Path, **settings: object) -> None:
-        super().__init__(home, **settings)
-        self.record = home / "worker.json"
-        self.environ["STOKER_TEST_WORKER_FILE"] = str(self.record)
-        self.command = [sys.executable, "-m", "tests.benchmarks.recording_daemon"]
-
-    def targets(self) -> tuple[Target, Target]:
-        """The endpoint, and the very same worker asked directly."""
-        url = urlsplit(self.base_url)
-        worker = json.loads(self.record.read_text())
-        endpoint = Target((str(url.hostname), int(url.port or 80)), "starter")
-        return endpoint, Target(Path(worker["socket"]), "starter", worker["key"])
 
 
 def throughput(daemon: RecordingDaemon, rounds: int) -> list[Row]:
@@ -117,7 +96,7 @@ def first_token(daemon: RecordingDaemon, rounds: int) -> list[Row]:
     return rows
 
 
-def load_time(daemon: RecordingDaemon, model: Path, rounds: int) -> list[Row]:
+def load_time(daemon: RecordingDaemon, rounds: int) -> list[Row]:
     record = daemon.record.read_text()
 
     def ours() -> float:
@@ -127,23 +106,7 @@ def load_time(daemon: RecordingDaemon, model: Path, rounds: int) -> list[Row]:
             client.load("starter")
             return time.perf_counter() - start
 
-    def bare() -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = [str(model), f"{folder}/s.sock", record]
-            start = time.perf_counter()
-            with subprocess.Popen(
-                [sys.executable, "-I", "-c", _BARE_START, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            ) as process:
-                assert process.stdout is not None
-                assert process.stdout.readline() == b"ready\n"
-                elapsed = time.perf_counter() - start
-                process.kill()
-        return elapsed
-
-    mine, theirs = _interleave(ours, bare, rounds)
+    mine, theirs = _interleave(ours, partial(start_s, record), rounds)
     return [
         Row("load", statistics.median(mine), statistics.median(theirs), "s", "≤ 1.10"),
     ]
@@ -229,7 +192,7 @@ def main() -> None:
                 client.load("starter")
             rows += throughput(daemon, options.rounds)
             rows += first_token(daemon, options.rounds)
-            rows += load_time(daemon, model, options.rounds)
+            rows += load_time(daemon, options.rounds)
             rows += verification(daemon, options.rounds)
         rows += idle(home, options.idle)
     _print(rows)

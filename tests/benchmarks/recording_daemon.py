@@ -23,6 +23,7 @@ async def _recorded(adapter: Adapter, plan: LaunchPlan, *, timeout_s: float) -> 
     record = {
         "socket": str(worker.address.socket),
         "key": worker.key,
+        "model": str(plan.model_path),
         "settings": {
             "n_ctx": plan.cells or plan.context,
             "n_parallel": plan.parallel,
