@@ -57,6 +57,17 @@ Var Result
 
 ; The launchers: the only files that change when another version comes into use. The folder is
 ; written as %~dp0, so that a name with signs of the shell's own does no harm.
+; A program that has just ended, or a virus scanner, may hold a file for a moment.
+!macro RemoveFolder Folder
+  ${For} $R9 1 10
+    RMDir /r "${Folder}"
+    ${IfNot} ${FileExists} "${Folder}\*.*"
+      ${ExitFor}
+    ${EndIf}
+    Sleep 300
+  ${Next}
+!macroend
+
 !macro Launcher NAME MODULE WHICH
   FileOpen $0 "$INSTDIR\${NAME}.new" w
   FileWrite $0 '@rem stoker launcher$\r$\n@"%~dp0app\${WHICH}\python\python.exe" -I -m ${MODULE} %*$\r$\n'
@@ -125,7 +136,7 @@ failed:
   ${ElseIf} $Old == ""
     Delete "$INSTDIR\stoker.cmd"
     SetOutPath "$TEMP"   ; the folder in use cannot be removed
-    RMDir /r "$INSTDIR\app"
+    !insertmacro RemoveFolder "$INSTDIR\app"
     RMDir "$INSTDIR"
     DeleteRegKey HKCU "Software\Stoker"
     MessageBox MB_ICONSTOP|MB_OK "Stoker does not run on this computer, and was not installed." /SD IDOK
@@ -203,7 +214,7 @@ Section "un.Stoker" UnMain
     !insertmacro Run "$Old" "stoker stop"
   ${EndIf}
   ; By name: a folder that somebody chose may hold other things.
-  RMDir /r "$INSTDIR\app"
+  !insertmacro RemoveFolder "$INSTDIR\app"
   Delete "$INSTDIR\stoker.cmd"
   Delete "$INSTDIR\stoker.ico"
   Delete "$INSTDIR\uninstall.exe"
