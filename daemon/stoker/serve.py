@@ -180,6 +180,7 @@ async def _build(
         hardware=machine,
     )
     upstreams = Upstreams(wishes.upstreams, bus, offline=wishes.offline)
+    server = _switch(places, wishes, bus, endpoint, state, lifecycle, upstreams)
     services = Services(
         settings=wishes,
         paths=places,
@@ -189,15 +190,7 @@ async def _build(
         bus=bus,
         metrics=metrics,
         history=history,
-        server=ServerSwitch(
-            endpoint=endpoint,
-            lifecycle=lifecycle,
-            upstreams=upstreams,
-            bus=bus,
-            file=places.server_state,
-            state=state,
-            drain_timeout_s=wishes.drain_timeout_s,
-        ),
+        server=server,
         started_at=time.monotonic(),
         request_stop=stop.set,
         profiles=profiles,
@@ -207,6 +200,26 @@ async def _build(
         planner=_planner(store, wishes, profiles, runtimes, lifecycle, tuner, machine),
     )
     return services, Jobs(services)
+
+
+def _switch(
+    places: Paths,
+    wishes: Settings,
+    bus: EventBus,
+    endpoint: Endpoint,
+    state: ServerState,
+    lifecycle: Lifecycle,
+    upstreams: Upstreams,
+) -> ServerSwitch:
+    return ServerSwitch(
+        endpoint=endpoint,
+        lifecycle=lifecycle,
+        upstreams=upstreams,
+        bus=bus,
+        file=places.server_state,
+        state=state,
+        drain_timeout_s=wishes.drain_timeout_s,
+    )
 
 
 def _planner(
