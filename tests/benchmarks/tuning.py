@@ -47,7 +47,7 @@ class Row:
     best: float
     best_setting: str
     tuned: float
-    of_best: float  # tuned over best, the median of what was compared within each round
+    of_best: float  # `grid.ratio_to_best`
     defaults: dict[str, float]  # of each runtime
     of_defaults: dict[str, float]
 
@@ -113,7 +113,7 @@ def rows_of(
                 best=usual[first.label],
                 best_setting=first.label,
                 tuned=usual[_TUNED],
-                of_best=grid.ratio(found, _TUNED, first.label, metric),
+                of_best=grid.ratio_to_best(found, _TUNED, [one.label for one in best], metric),
                 defaults={one.runtime: usual[one.label] for one in defaults},
                 of_defaults={
                     one.runtime: grid.ratio(found, _TUNED, one.label, metric) for one in defaults

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from stoker.tuning.launch import MemoryNeed
@@ -43,6 +45,34 @@ def test_a_machine_that_slows_down_does_not_change_a_ratio() -> None:
     ]
 
     assert grid.ratio(found, "tuned", "best", "prefill") == pytest.approx(0.9)
+
+
+def test_luck_does_not_make_a_best() -> None:
+    """Nine settings that equal ours, each with its own noise: ours is not behind."""
+    dice = random.Random(1)  # noqa: S311  # not a secret
+    labels = [f"s{number}" for number in range(9)]
+    found = [
+        {label: figures(100 * dice.uniform(0.85, 1.15)) for label in ["tuned", *labels]}
+        for _ in range(99)
+    ]
+
+    assert grid.ratio_to_best(found, "tuned", labels, "prefill") == pytest.approx(1.0, abs=0.03)
+
+
+def test_one_that_is_better_is_seen() -> None:
+    dice = random.Random(1)  # noqa: S311  # not a secret
+    found = [
+        {
+            "tuned": figures(90 * dice.uniform(0.95, 1.05)),
+            "equal": figures(90 * dice.uniform(0.95, 1.05)),
+            "better": figures(100 * dice.uniform(0.95, 1.05)),
+        }
+        for _ in range(9)
+    ]
+
+    share = grid.ratio_to_best(found, "tuned", ["equal", "better"], "prefill")
+
+    assert share == pytest.approx(0.9, abs=0.04)
 
 
 def test_the_best_of_the_grid_is_another_one_for_each_metric() -> None:

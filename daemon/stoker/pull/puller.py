@@ -217,7 +217,8 @@ class Puller:
             job.fail(InternalError(f"the pull ended by a fault: {type(error).__name__}: {error}"))
         finally:
             job.idle.set()
-        await self._save()
+        with anyio.CancelScope(shield=True):  # else a stop now would have it run once more
+            await self._save()
 
     async def _transfer(self, job: Job) -> None:
         async with self._slots:
