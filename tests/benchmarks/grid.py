@@ -11,6 +11,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Final
@@ -18,13 +19,14 @@ from typing import Final
 from stoker.tuner.job import trial_of
 from stoker.tuning.launch import LaunchPlan, Trial
 from tests.benchmarks.speeds import METRICS, Figures, Load, measure
-from tests.benchmarks.workers import Model, Place
+from tests.benchmarks.workers import Model, Place, Serving
 
 UBATCHES: Final = (128, 256, 512, 1024)
 QUICK_UBATCHES: Final = (256, 512)
 _BETWEEN_ANCHORS: Final = 6
 _SECOND_LOOK: Final = 8  # one part in so many of the grid, for each metric
 _FINALISTS: Final = 2  # for each metric
+_ROUNDS_OF_A_PROCESS: Final = 5
 
 Score = dict[str, float]  # of each metric, the logarithm of its ratio to the anchor's
 Tell = Callable[[str], None]
@@ -51,15 +53,19 @@ class Bench:
     load: Load
     tell: Tell
 
+    def running(self, subject: Subject) -> AbstractAsyncContextManager[Serving]:
+        """A new process of it."""
+        if subject.plan is None:
+            return self.place.bare(self.model, subject.runtime)
+        return self.place.serving(subject.plan)
+
     async def sample(self, subject: Subject) -> Figures:
-        """A new process each time: where its memory happens to lie is chance, too."""
-        running = (
-            self.place.bare(self.model, subject.runtime)
-            if subject.plan is None
-            else self.place.serving(subject.plan)
-        )
-        async with running as serving:
-            found = await measure(serving, self.load)
+        """The figures of a new process."""
+        async with self.running(subject) as serving:
+            return await self.ask(subject, serving)
+
+    async def ask(self, subject: Subject, serving: Serving) -> Figures:
+        found = await measure(serving, self.load)
         figures = "  ".join(f"{metric} {found.of(metric):7.1f}" for metric in METRICS)
         self.tell(f"{subject.label:44} {figures}  (others {found.others:.2f} CPUs)")
         return found
@@ -108,10 +114,18 @@ async def first_passes(
     return scores
 
 
-def finalists(scores: dict[Subject, list[Score]]) -> list[Subject]:
-    """The best for each metric, among those that were looked at twice."""
+def finalists(scores: dict[Subject, list[Score]], tuned: LaunchPlan) -> list[Subject]:
+    """The best for each metric, among those that were looked at twice, without the tuned setting.
+
+    What equals it would only be measured against itself.
+    """
     most = max(len(found) for found in scores.values())
-    return leaders({one: found for one, found in scores.items() if len(found) == most}, _FINALISTS)
+    looked_at = {
+        one: found
+        for one, found in scores.items()
+        if len(found) == most and (one.plan is None or trial_of(one.plan) != trial_of(tuned))
+    }
+    return leaders(looked_at, _FINALISTS)
 
 
 def leaders(scores: dict[Subject, list[Score]], count: int) -> list[Subject]:
@@ -126,13 +140,21 @@ def leaders(scores: dict[Subject, list[Score]], count: int) -> list[Subject]:
 async def rounds(
     bench: Bench, running: Sequence[Subject], count: int, seed: int
 ) -> list[dict[str, Figures]]:
-    """Each subject once in each round, in another order."""
+    """Each subject once in each round, in another order.
+
+    All are loaded at once, and only the one that is asked computes: so those of a round lie seconds
+    apart, and the machine has little time to become another one. After some rounds all begin anew,
+    for where a process has its memory is chance, too.
+    """
     dice = random.Random(seed)  # noqa: S311  # not a secret
-    found = []
-    for number in range(count):
-        bench.tell(f"round {number + 1} of {count}")
-        order = dice.sample(list(running), len(running))
-        found.append({one.label: await bench.sample(one) for one in order})
+    found: list[dict[str, Figures]] = []
+    while len(found) < count:
+        async with AsyncExitStack() as stack:
+            serving = {one: await stack.enter_async_context(bench.running(one)) for one in running}
+            for _ in range(min(_ROUNDS_OF_A_PROCESS, count - len(found))):
+                bench.tell(f"round {len(found) + 1} of {count}")
+                order = dice.sample(list(running), len(running))
+                found.append({one.label: await bench.ask(one, serving[one]) for one in order})
     return found
 
 

@@ -169,6 +169,46 @@ async def test_a_ready_worker_decodes_and_stop_means_gone(rig: Rig) -> None:
     assert worker.resident_bytes() is None
 
 
+async def test_what_is_expected_is_begun_and_used_once(rig: Rig) -> None:
+    """Asking twice begins nothing more; the launch takes it, and the next one its own."""
+    rig.engine.expect()
+    rig.engine.expect()
+    (begun,) = rig.processes()
+    first = await rig.launch()
+    second = await rig.launch()
+    async with client(first.address, first.key) as http:
+        answer = await http.post("/v1/completions", json={"prompt": "one", "max_tokens": 1})
+
+    assert first.pid == begun.pid
+    assert second.pid != begun.pid
+    assert answer.status_code == 200
+    for worker in (first, second):
+        assert (await worker.stop(5)).asked
+    assert rig.processes() == []
+
+
+async def test_nothing_is_left_of_what_was_expected(rig: Rig) -> None:
+    rig.engine.expect()
+
+    rig.engine.relax()
+
+    assert rig.processes() == []
+    rig.engine.relax()
+
+
+async def test_a_process_that_did_not_last_is_no_loss(rig: Rig) -> None:
+    """The kernel may have taken it, or the user."""
+    rig.engine.expect()
+    (begun,) = rig.processes()
+    begun.kill()
+    assert wait_gone([begun.pid]) == []
+
+    worker = await rig.launch()
+
+    assert worker.pid != begun.pid
+    await worker.stop(5)
+
+
 async def test_stopping_again_gives_the_same_report(rig: Rig) -> None:
     worker = await rig.launch()
 

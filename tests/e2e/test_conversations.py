@@ -197,7 +197,7 @@ async def test_a_model_with_a_sliding_window_goes_on(engine: Engine, gemma_gguf:
 
 # --- the whole daemon -------------------------------------------------------------------------
 
-QUESTION = {"role": "user", "content": f"{STORY} How many sacks were there?"}
+QUESTION = {"role": "user", "content": f"{SHORT} How many sacks were there?"}
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def second_turn(http: httpx2.Client, daemon: Daemon) -> tuple[int, int]:
 def test_a_conversation_goes_on_after_an_unload(daemon: Daemon, keeping: httpx2.Client) -> None:
     first, second = second_turn(keeping, daemon)
 
-    assert first > 2000
+    assert first > 500
     assert second * FASTER <= first
 
 

@@ -19,7 +19,9 @@ from tests.fakes.two_models import SHAPE, room_for_one, stored
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
-LONG = 1500  # tokens: longer than a load takes, shorter than the context
+# Tokens of a stream; the model writes twenty to eighty a second.
+LONG = 600  # more than can come in the time of a load and of two answers by another model
+SHORT = 200  # enough for others to arrive meanwhile
 WITHIN_S = 60.0
 
 
@@ -54,11 +56,11 @@ def until(daemon: Daemon, model: str, *states: ModelState) -> ModelView:
     return view
 
 
-def whole(stream: Stream) -> bool:
+def whole(stream: Stream, tokens: int) -> bool:
     stream.wait()
     ended_well = (stream.finish_reason, stream.is_whole, stream.error) == ("length", True, None)
     assert ended_well, (stream.tokens, stream.finish_reason, stream.error)
-    return stream.tokens >= LONG - 1  # the last event may hold no token, or a token no event
+    return stream.tokens >= tokens - 1  # the last event may hold no token, or a token no event
 
 
 def use(daemon: Daemon, model: str) -> Callable[[], ModelView]:
@@ -84,7 +86,7 @@ def test_a_stream_goes_on_beside_the_model_that_was_switched_to(home: tuple[Path
         assert still_ran, "the stream was too short to tell anything"
         assert leaving.in_flight == 1
         assert leaving.pid == worker
-        assert whole(stream)
+        assert whole(stream, LONG)
         until(daemon, "starter", ModelState.UNLOADED)
         assert daemon.model("gemma").state is ModelState.READY
 
@@ -95,7 +97,7 @@ def test_who_needs_its_memory_waits_for_the_end_of_a_stream(home: tuple[Path, in
     with running(folder, memory_limit_bytes=limit) as daemon:
         base_url = daemon.base_url
         with (
-            Stream(base_url, "starter", LONG) as stream,
+            Stream(base_url, "starter", SHORT) as stream,
             beside(lambda: complete(base_url, "gemma")) as asked,
         ):
             until(daemon, "gemma", ModelState.QUEUED, ModelState.LOADING)
@@ -107,7 +109,7 @@ def test_who_needs_its_memory_waits_for_the_end_of_a_stream(home: tuple[Path, in
                 assert stream.runs, "the stream was too short to tell anything"
                 assert waits
                 assert view.in_flight == 1
-                assert whole(stream)
+                assert whole(stream, SHORT)
 
         assert getattr(asked.result(), "status_code", None) == 200
         assert getattr(used.result(), "state", None) is ModelState.READY
@@ -143,7 +145,7 @@ def test_unloading_waits_for_the_stream(home: tuple[Path, int]) -> None:
     """As long as the user's own limit for that is not over."""
     with running(home[0], drain_timeout_s=120) as daemon:
         base_url = daemon.base_url
-        with Stream(base_url, "starter", LONG) as stream:
+        with Stream(base_url, "starter", SHORT) as stream:
 
             def unload() -> object:
                 with daemon.client() as client:
@@ -152,6 +154,6 @@ def test_unloading_waits_for_the_stream(home: tuple[Path, int]) -> None:
             with beside(unload) as unloaded:
                 until(daemon, "starter", ModelState.DRAINING)
                 assert not unloaded.done()
-                assert whole(stream)
+                assert whole(stream, SHORT)
 
         assert getattr(unloaded.result(), "state", None) is ModelState.UNLOADED

@@ -15,6 +15,7 @@ import secrets
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import anyio
@@ -22,6 +23,7 @@ import anyio
 from stoker.engine.adapter import Adapter
 from stoker.engine.base import Address, Worker
 from stoker.engine.probe import answers_decode
+from stoker.engine.spare import Spare
 from stoker.engine.worker import Spawn, WorkerProcess, launch
 from stoker.errors import StokerError
 from stoker.hardware.facts import HardwareFacts
@@ -29,6 +31,7 @@ from stoker.paths import Paths
 from stoker.tuning.launch import LaunchPlan
 
 _CHILD = Path(__file__).with_name("engine_child.py")
+_COMMAND = (sys.executable, "-I", str(_CHILD))
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,17 @@ class FakeEngine:
             raise self.prepare_error
         return self.needs_safe_mode
 
+    @cached_property
+    def _spare(self) -> Spare:
+        return Spare(_COMMAND, self.run)
+
+    def expect(self, runtime: str = "") -> None:
+        _ = runtime
+        self._spare.expect()
+
+    def relax(self) -> None:
+        self._spare.drop()
+
     async def launch(self, plan: LaunchPlan, *, timeout_s: float) -> Worker:
         self.launches.append(plan)
         behaviour = self.by_plan(plan) if self.by_plan is not None else None
@@ -121,12 +135,14 @@ class FakeEngine:
 
         if behaviour.limit_ms:
             timeout_s = min(timeout_s, behaviour.limit_ms / 1000)
-        worker = await launch(spawn, ready, timeout_s=timeout_s)
+        process = self._spare.take()
+        worker = await launch(spawn, ready, timeout_s=timeout_s, process=process)
         self.workers.append(worker)
         return worker
 
     async def stop_all(self) -> None:
         """End whatever a test left running."""
+        self.relax()
         for worker in self.workers:
             await worker.stop(0)
 
@@ -146,7 +162,7 @@ class FakeAdapter(Adapter):
         normal: Behaviour | None = None,
         safe: Behaviour | None = None,
     ) -> None:
-        super().__init__(paths, hardware, runtime, build=build)
+        super().__init__(paths, hardware, runtime, _COMMAND, build=build)
         self.normal = normal or Behaviour()
         self.safe = safe or Behaviour()
         self.launched: list[LaunchPlan] = []
@@ -165,7 +181,7 @@ class FakeAdapter(Adapter):
 def spawn_of(plan: LaunchPlan, behaviour: Behaviour, socket: Path, key: str, cwd: Path) -> Spawn:
     """How a fake worker is started."""
     return Spawn(
-        command=(sys.executable, "-I", str(_CHILD)),
+        command=_COMMAND,
         order={
             "socket": str(socket),
             "key": key,

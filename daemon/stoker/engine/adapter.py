@@ -16,6 +16,7 @@ from stoker import transport
 from stoker.engine.base import Worker
 from stoker.engine.canary import Canary
 from stoker.engine.probe import answers_decode
+from stoker.engine.spare import Spare
 from stoker.engine.worker import Spawn, WorkerProcess, launch
 from stoker.hardware.facts import HardwareFacts
 from stoker.paths import Paths
@@ -32,15 +33,17 @@ class Adapter(ABC):
         paths: Paths,
         hardware: HardwareFacts,
         runtime: str,
+        command: tuple[str, ...],
         *,
         build: str = "",
         gpu_layers: int = 0,
     ) -> None:
-        """``build`` tells two builds apart that have the same name: each is tested by itself.
-
-        ``gpu_layers`` is what its self-test computes on a GPU.
+        """``command`` starts a worker's process, whatever it is to do. ``build`` tells two builds
+        apart that have the same name: each is tested by itself. ``gpu_layers`` is what its
+        self-test computes on a GPU.
         """
         self._paths = paths
+        self._spare = Spare(command, paths.worker_cwd)
         self._hardware = hardware
         self._preparing = anyio.Lock()
         self.runtime = runtime
@@ -64,6 +67,13 @@ class Adapter(ABC):
         async with self._preparing:
             return await self.canary.needs_safe_mode(model, self._hardware.effective_cpus)
 
+    def expect(self, runtime: str = "") -> None:
+        _ = runtime  # there is one
+        self._spare.expect()
+
+    def relax(self) -> None:
+        self._spare.drop()
+
     async def launch(self, plan: LaunchPlan, *, timeout_s: float) -> Worker:
         self.check_supported()
         socket = None
@@ -77,7 +87,7 @@ class Adapter(ABC):
                 worker.address, worker.key, embedding=plan.embedding, pooling=plan.pooling
             )
 
-        return await launch(spawn, ready, timeout_s=timeout_s)
+        return await launch(spawn, ready, timeout_s=timeout_s, process=self._spare.take())
 
     async def listening(self, worker: WorkerProcess) -> None:
         """Return when it is known that the worker, and nobody else, has its address."""

@@ -127,6 +127,18 @@ class Engine(Protocol):
         """
         ...
 
+    def expect(self, runtime: str = "") -> None:
+        """A launch is likely to come within seconds: begin what needs no plan.
+
+        Never raises. A launch uses what was begun; `relax` undoes it, and so does time. To be
+        called like `launch`.
+        """
+        ...
+
+    def relax(self) -> None:
+        """No launch comes: nothing of what `expect` began is left."""
+        ...
+
     async def launch(self, plan: LaunchPlan, *, timeout_s: float) -> Worker:
         """Start a worker of `plan.runtime` and return once it answered a decode.
 

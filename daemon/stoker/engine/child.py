@@ -1,8 +1,9 @@
 """The worker process of the built-in runtime: the only module that imports `xllamacpp`.
 
-Started as ``python -I -m stoker.engine.child``. One JSON line on stdin says what to do; stdin's
-end means stop. One JSON line on stdout answers; stderr is the engine's log. It imports as little
-as it can, because its start is part of every load.
+Started as ``python -I -m stoker.engine.child [FOLDER]``; FOLDER holds a wheel of its own. One JSON
+line on stdin says what to do; stdin's end means stop. One JSON line on stdout answers; stderr is
+the engine's log. It imports as little as it can, because its start is part of every load, and the
+library before it is told anything, because that may take a while to come (`engine.spare`).
 """
 
 from __future__ import annotations
@@ -25,8 +26,13 @@ _PORT: Final = "port"
 
 def main() -> None:
     """Do what the order says until stdin ends."""
-    order = lifeline.read_order()
     stdout = lifeline.private_stdout()
+    if sys.argv[1:]:
+        # A wheel of its own, for a GPU: -I keeps every other folder of the user off the path.
+        sys.path.insert(0, sys.argv[1])
+    import xllamacpp  # noqa: F401  # takes longer than all that comes before the model
+
+    order = lifeline.read_order()
     socket = order["socket"]
     lifeline.watch_stdin(lambda: _unlink(socket))
     server = _serve(order)
@@ -35,9 +41,6 @@ def main() -> None:
 
 
 def _serve(order: dict[str, Any]) -> Any:
-    if order["folder"]:
-        # A wheel of its own, for a GPU: -I keeps every other folder of the user off the path.
-        sys.path.insert(0, order["folder"])
     import xllamacpp
 
     try:

@@ -70,7 +70,7 @@ class LlamaServerEngine(Adapter):
         in_place: bool = sys.platform == "linux",
     ) -> None:
         """``in_place``: the worker process becomes the program; else it watches over it."""
-        super().__init__(paths, hardware, runtime, build=build, gpu_layers=gpu_layers)
+        super().__init__(paths, hardware, runtime, _COMMAND, build=build, gpu_layers=gpu_layers)
         self._program = program
         self._in_place = in_place
 

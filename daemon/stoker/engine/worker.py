@@ -108,29 +108,15 @@ class WorkerProcess:
         self._thread("exit", self._await_exit)
 
     @classmethod
-    def start(cls, spawn: Spawn) -> WorkerProcess:
-        """Start the process. Raises WorkerFailed when the system does not let us."""
-        try:
-            if spawn.address.socket is not None:
+    def start(cls, spawn: Spawn, process: subprocess.Popen[bytes] | None = None) -> WorkerProcess:
+        """Give the order to a new process, or to one that `start_process` made for it.
+
+        Raises WorkerFailed when the system does not let us start one.
+        """
+        if spawn.address.socket is not None:
+            with contextlib.suppress(OSError):  # what cannot be removed, the engine reports
                 spawn.address.socket.unlink(missing_ok=True)  # a stale file would stop the bind
-            # A cleaner of /tmp, where it may lie, removes empty folders after some days.
-            spawn.cwd.mkdir(mode=0o700, exist_ok=True)
-            process = subprocess.Popen(  # noqa: S603  # our own interpreter, no shell
-                spawn.command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                cwd=spawn.cwd,
-                env=environment(),
-                start_new_session=True,
-                creationflags=_creation_flags(),
-                umask=_UMASK,
-            )
-        except OSError as error:
-            msg = f"The engine process cannot be started: {error.strerror or error}."
-            raise WorkerFailed(msg, kind=FailureKind.UNKNOWN.value, tail=[]) from error
-        _raise_oom_score(process.pid)
-        return cls(process, spawn)
+        return cls(process or start_process(spawn.command, spawn.cwd), spawn)
 
     @property
     def pid(self) -> int:
@@ -298,15 +284,43 @@ class WorkerProcess:
                 os.killpg(self.pid, signal.SIGKILL)
 
 
+def start_process(command: tuple[str, ...], cwd: Path) -> subprocess.Popen[bytes]:
+    """A process that waits for its order. Raises WorkerFailed when the system does not let us."""
+    try:
+        # A cleaner of /tmp, where it may lie, removes empty folders after some days.
+        cwd.mkdir(mode=0o700, exist_ok=True)
+        process = subprocess.Popen(  # noqa: S603  # our own interpreter, no shell
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=cwd,
+            env=environment(),
+            start_new_session=True,
+            creationflags=_creation_flags(),
+            umask=_UMASK,
+        )
+    except OSError as error:
+        msg = f"The engine process cannot be started: {error.strerror or error}."
+        raise WorkerFailed(msg, kind=FailureKind.UNKNOWN.value, tail=[]) from error
+    _raise_oom_score(process.pid)
+    return process
+
+
 async def launch(
-    spawn: Spawn, ready: Callable[[WorkerProcess], Awaitable[None]], *, timeout_s: float
+    spawn: Spawn,
+    ready: Callable[[WorkerProcess], Awaitable[None]],
+    *,
+    timeout_s: float,
+    process: subprocess.Popen[bytes] | None = None,
 ) -> WorkerProcess:
     """Start a worker and return it once `ready` returned for it; see `Engine.launch`.
 
-    `ready` is called after the greeting and must not raise for a worker that is merely slow or
-    dying: this function watches the exit and the clock.
+    `process` is one that waits for its order already. `ready` is called after the greeting and
+    must not raise for a worker that is merely slow or dying: this function watches the exit and
+    the clock.
     """
-    worker = WorkerProcess.start(spawn)
+    worker = WorkerProcess.start(spawn, process)
     report: ExitReport | None = None
     done = False
 

@@ -45,19 +45,23 @@ class XllamacppEngine(Adapter):
         That one clears `paths.run` of old sockets: make it once per daemon.
         """
         self._folder = folder
-        layers = 0 if folder is None else ALL_LAYERS
+        self._command = (*_COMMAND, *(() if folder is None else (str(folder),)))
         super().__init__(
-            paths, hardware, runtime or built_in_name(), build=build, gpu_layers=layers
+            paths,
+            hardware,
+            runtime or built_in_name(),
+            self._command,
+            build=build,
+            gpu_layers=0 if folder is None else ALL_LAYERS,
         )
         removed = remove_stale_sockets(paths.run) if folder is None else 0
         if removed:
             log.info("stale_sockets_removed", count=removed)
 
     def spawn(self, plan: LaunchPlan, socket: Path | None, key: str) -> Spawn:
-        folder = str(self._folder) if self._folder else None
         return Spawn(
-            command=_COMMAND,
-            order={**order(plan, socket, key), "folder": folder},
+            command=self._command,
+            order=order(plan, socket, key),
             address=Address(socket=socket),
             key=key,
             cwd=self._paths.worker_cwd,

@@ -162,7 +162,6 @@ class Launcher:
         if kept is not None and running.plan.conversations and sound:
             draft = await kept.save(running.upstream, running.plan)
         self.look(running)
-        await self._learn_all(running)
         await self._reclaim.note(running.taken_bytes, running.plan.memory.gpu_bytes)
         try:
             await running.worker.stop(grace_s)
@@ -171,6 +170,7 @@ class Launcher:
         finally:
             if kept is not None and draft is not None:
                 await kept.keep(draft)
+        await self._learn_all(running)  # somebody may wait for the memory, and this for the disk
 
     async def ended(self, running: Running, report: ExitReport) -> None:
         """Its process is gone: what is to be learnt from that, for the next plan of the model."""

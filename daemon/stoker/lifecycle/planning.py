@@ -136,6 +136,7 @@ async def look(means: Means, model: ModelId, fits: Callable[[Basis], bool]) -> B
     if tuned is not None and not engine.has(tuned.best.runtime, measured_at=tuned.at):
         tuned = None
     runtime = engine.runtime if tuned is None else tuned.best.runtime
+    engine.expect(runtime)
     if await run_sync(engine.safe_mode, runtime) is None:
         wanted = loading.wishes(settings, safe_mode=False)
         untested = Basis(loadable, hardware, wanted, runtime, tuned)

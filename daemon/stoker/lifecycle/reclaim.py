@@ -1,12 +1,15 @@
 """Wait until the memory of stopped workers is really free again, before the next plan looks at it.
 
 A process that is gone has given its memory back, but not everybody sees that at once: a graphics
-driver cleans up for seconds, and systems count free memory in batches. A plan made too early would
-choose a short context, or send away a model that could stay. `wanted` and `missing` are pure.
+driver cleans up for seconds, and some systems count free memory in batches. A plan made too early
+would choose a short context, or send away a model that could stay. Linux counts memory as free
+before it reports the end of a process (measured: all of it within a millisecond), so there only
+that of a GPU is waited for. `wanted` and `missing` are pure.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -21,8 +24,7 @@ log = structlog.get_logger(__name__)
 
 TIMEOUT_S: Final = 5.0  # after the stop; drivers took up to that long
 _PAUSES_S: Final = (0.02, 0.05, 0.1, 0.2)  # between two looks; the last one again and again
-# When nothing has come for this long, no more will: somebody else took it. Linux counts memory
-# as free before it reports the end of the process (measured: all of it within a millisecond).
+# When nothing has come for this long, no more will: somebody else took it.
 _STILL_S: Final = 0.1
 _SHARE: Final = 0.75  # of what must be seen again; other programs may take some meanwhile
 _NOISE: Final = 64 * 1024 * 1024  # bytes; a system's free memory goes up and down by as much
@@ -33,13 +35,18 @@ _COMES: Final = 8 * 1024 * 1024  # bytes between two looks: it is on its way
 class Wanted:
     """What must be seen free."""
 
-    memory_bytes: int
+    memory_bytes: int | None  # None: what is free is seen at once
     gpu_bytes: int | None = None  # None: none of it was on a GPU, or nobody tells
 
 
-def wanted(before: HardwareFacts, taken_bytes: int, gpu_bytes: int) -> Wanted:
-    """From what was free before the stop, and what the stopped workers had."""
-    memory = before.system_headroom_bytes + _returned(taken_bytes)
+def wanted(
+    before: HardwareFacts, taken_bytes: int, gpu_bytes: int, *, at_once: bool = False
+) -> Wanted:
+    """From what was free before the stop, and what the stopped workers had.
+
+    ``at_once``: the system counts their memory as free before it says that they ended.
+    """
+    memory = None if at_once else before.system_headroom_bytes + _returned(taken_bytes)
     free = gpu_free_bytes(before)
     on_gpu = free is not None and gpu_bytes > 0
     return Wanted(memory, (free or 0) + _returned(gpu_bytes) if on_gpu else None)
@@ -49,7 +56,8 @@ def missing(now: HardwareFacts, want: Wanted) -> int:
     """How many bytes of it are not seen yet; 0 when it is back."""
     gpu_free = gpu_free_bytes(now)
     gpu = 0 if want.gpu_bytes is None or gpu_free is None else want.gpu_bytes - gpu_free
-    return max(0, gpu) + max(0, want.memory_bytes - now.system_headroom_bytes)
+    memory = 0 if want.memory_bytes is None else want.memory_bytes - now.system_headroom_bytes
+    return max(0, gpu) + max(0, memory)
 
 
 def gpu_free_bytes(hardware: HardwareFacts) -> int | None:
@@ -75,8 +83,10 @@ class Reclaim:
         *,
         timeout_s: float = TIMEOUT_S,
         still_s: float = _STILL_S,
+        at_once: bool = sys.platform == "linux",
     ) -> None:
-        """``hardware`` is blocking, and asked in a thread."""
+        """``hardware`` is blocking, and asked in a thread. ``at_once``: see `wanted`."""
+        self._at_once = at_once
         self._hardware = hardware
         self._timeout_s = timeout_s
         self._still_s = still_s
@@ -86,6 +96,8 @@ class Reclaim:
 
     async def note(self, taken_bytes: int, gpu_bytes: int = 0) -> None:
         """Before a worker with so much memory is stopped. Several may stop at the same time."""
+        if self._at_once and not gpu_bytes:
+            return
         if anyio.current_time() >= self._deadline:
             self._forget()
         if self._before is None:
@@ -104,7 +116,8 @@ class Reclaim:
         self._forget()  # what is stopped from now on is another matter
         if before is None or anyio.current_time() >= deadline:
             return True
-        left = await self._wait(wanted(before, taken_bytes, gpu_bytes), deadline)
+        want = wanted(before, taken_bytes, gpu_bytes, at_once=self._at_once)
+        left = await self._wait(want, deadline)
         if left:
             log.info(
                 "memory_not_back",

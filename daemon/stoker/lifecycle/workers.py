@@ -77,6 +77,7 @@ class Workers:
                 await anyio.sleep_forever()
         finally:
             self._tasks = None
+            self._means.engine.relax()
             with anyio.CancelScope(shield=True):
                 for _, running in self.all():
                     running.why = Why.BROKEN  # whoever was asked to stop in time has done so
@@ -363,6 +364,7 @@ class Workers:
 
     def _failed(self, job: Job, error: StokerError, *, back_off: bool = True) -> None:
         self._job = None
+        self._means.engine.relax()
         now = self._clock()
         self._record.not_loaded(job.model, now - job.started_at, error.code)
         log.warning("load_failed", model=str(job.model), code=error.code, reason=error.message)
@@ -371,6 +373,7 @@ class Workers:
     def _aborted(self, job: Job) -> None:
         """Nothing is left of a load that nobody waits for."""
         self._job = None
+        self._means.engine.relax()
         now = self._clock()
         self._record.not_loaded(job.model, now - job.started_at, CANCELLED)
         log.info("load_cancelled", model=str(job.model))

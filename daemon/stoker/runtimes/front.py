@@ -17,6 +17,7 @@ from typing import Final
 import anyio
 import structlog
 
+from stoker.engine.adapter import Adapter
 from stoker.engine.base import Worker
 from stoker.errors import CanaryFailed, EngineError, RuntimeUnsupported, WorkerFailed
 from stoker.runtimes.registry import Record
@@ -58,6 +59,7 @@ class Front:
         self._shelf = shelf
         self._start = start
         self._gave_up = gave_up
+        self._expecting: Adapter | None = None  # the last one that was told to
         self._live: Counter[str] = Counter()  # workers per runtime, those included that start
         self._left = anyio.Event()
         self._faults: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_MOST_FAULTS))
@@ -85,6 +87,17 @@ class Front:
                 raise
             await self._give_up(name, error.message)
             return await self.prepare(model)
+
+    def expect(self, runtime: str = "") -> None:
+        adapter = self._shelf.find(self._named(runtime)).adapter
+        if self._expecting is not adapter:
+            self.relax()
+        self._expecting = adapter
+        adapter.expect()
+
+    def relax(self) -> None:
+        if self._expecting is not None:
+            self._expecting.relax()
 
     async def launch(self, plan: LaunchPlan, *, timeout_s: float) -> Worker:
         name = self._named(plan.runtime)

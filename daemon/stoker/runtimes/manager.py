@@ -105,6 +105,7 @@ class Runtimes:
         self._front = front
         self.has, self.safe_mode = front.has, front.safe_mode
         self.prepare, self.launch = front.prepare, front.launch
+        self.expect, self.relax = front.expect, front.relax
 
     @property
     def name(self) -> str:

@@ -91,14 +91,14 @@ class Machine:
 async def test_nothing_is_looked_at_when_nothing_was_stopped() -> None:
     here = Machine([GIB])
 
-    assert await Reclaim(here).settled()
+    assert await Reclaim(here, at_once=False).settled()
     assert here.looks == 0
 
 
 @pytest.mark.anyio
 async def test_it_waits_until_the_memory_is_there() -> None:
     here = Machine([GIB, GIB, GIB, 3 * GIB, 4 * GIB])
-    reclaim = Reclaim(here)
+    reclaim = Reclaim(here, at_once=False)
 
     await reclaim.note(4 * GIB)
     back = await reclaim.settled()
@@ -110,7 +110,7 @@ async def test_it_waits_until_the_memory_is_there() -> None:
 @pytest.mark.anyio
 async def test_several_that_stop_together_are_one_sum() -> None:
     here = Machine([GIB, 3 * GIB, 5 * GIB])
-    reclaim = Reclaim(here)
+    reclaim = Reclaim(here, at_once=False)
 
     await reclaim.note(2 * GIB)
     await reclaim.note(2 * GIB)
@@ -124,7 +124,7 @@ async def test_several_that_stop_together_are_one_sum() -> None:
 async def test_what_somebody_else_took_is_not_waited_for_long() -> None:
     """When no more comes, the plan is made with what is there."""
     here = Machine([GIB])
-    reclaim = Reclaim(here, timeout_s=60, still_s=0.05)
+    reclaim = Reclaim(here, at_once=False, timeout_s=60, still_s=0.05)
 
     await reclaim.note(4 * GIB)
     with anyio.fail_after(10):
@@ -138,7 +138,7 @@ async def test_what_somebody_else_took_is_not_waited_for_long() -> None:
 async def test_a_driver_that_is_silent_for_long_is_waited_for() -> None:
     """It gives back late, and then all at once."""
     here = Machine([GIB], gpu_free=[GIB, *[GIB] * 4, 9 * GIB])
-    reclaim = Reclaim(here, timeout_s=60, still_s=0)
+    reclaim = Reclaim(here, at_once=False, timeout_s=60, still_s=0)
 
     await reclaim.note(0, 8 * GIB)
     back = await reclaim.settled()
@@ -159,7 +159,7 @@ async def test_a_gpu_that_gives_nothing_back_holds_up_nobody_for_ever() -> None:
 @pytest.mark.anyio
 async def test_what_stopped_long_ago_is_not_waited_for() -> None:
     here = Machine([GIB])
-    reclaim = Reclaim(here, timeout_s=0.01)
+    reclaim = Reclaim(here, at_once=False, timeout_s=0.01)
 
     await reclaim.note(4 * GIB)
     await anyio.sleep(0.03)
@@ -167,3 +167,18 @@ async def test_what_stopped_long_ago_is_not_waited_for() -> None:
 
     assert settled
     assert here.looks == 1
+
+
+@pytest.mark.anyio
+async def test_where_memory_is_free_at_once_only_that_of_a_gpu_is_waited_for() -> None:
+    """Nobody looks at all without one; somebody else may have taken the memory meanwhile."""
+    here = Machine([GIB], gpu_free=[GIB, GIB, 9 * GIB])
+    reclaim = Reclaim(here, at_once=True)
+
+    await reclaim.note(4 * GIB)
+    assert await reclaim.settled()
+    assert here.looks == 0
+
+    await reclaim.note(4 * GIB, 8 * GIB)
+    assert await reclaim.settled()
+    assert here.gpu_free == [9 * GIB]

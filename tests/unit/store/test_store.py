@@ -408,6 +408,22 @@ def test_a_split_model_counts_as_one(store: Store) -> None:
     assert facts.parameters == admit(store, MODEL).facts.parameters  # type: ignore[union-attr]
 
 
+def test_a_header_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as nobody touches the file: then it is read again, and does not pass."""
+    manifest = put_model(store)
+    facts = store.facts(manifest)
+    path = store.path(manifest.files[0].digest)
+
+    with monkeypatch.context() as closed:
+        closed.setattr(Store, "_headers", None)
+        assert store.facts(manifest) is facts
+    path.chmod(0o600)
+    path.write_bytes(b"GGUF" + b"\xff" * (path.stat().st_size - 4))
+
+    with pytest.raises(GgufError):
+        store.facts(manifest)
+
+
 def test_a_split_model_with_a_missing_shard_is_not_committed(store: Store) -> None:
     with pytest.raises(GgufError, match="shard 1 of 2"):
         put_shards(store, tiny_shards(3)[:2])
