@@ -5,7 +5,7 @@ Not for: loading (`lifecycle`), or the decisions themselves (`stoker.tuning`).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
@@ -19,8 +19,8 @@ from stoker.hardware.assess import reserve_bytes
 from stoker.hardware.facts import HardwareFacts
 from stoker.lifecycle import loading
 from stoker.lifecycle.budget import Room
-from stoker.lifecycle.loading import Loadable
-from stoker.schemas import MemoryView, ModelView
+from stoker.lifecycle.eviction import Candidate, Choice
+from stoker.lifecycle.planning import Basis, digest_of
 from stoker.schemas_machine import (
     GainView,
     PlanMemoryView,
@@ -34,7 +34,6 @@ from stoker.store.manifest import Manifest
 from stoker.store.store import Store
 from stoker.tuning.gains import Gain, Offered, Prospect, gains
 from stoker.tuning.launch import LaunchPlan, MemoryNeed, Profile, Survey, Tuned, Wishes
-from stoker.tuning.plan import make_plan
 from stoker.tuning.reading import reading
 from stoker.tuning.speed import Calibration, predict, predict_prefill
 from stoker.types import Digest, ModelId
@@ -54,11 +53,15 @@ class Profiles(Protocol):
 
 
 class Loaded(Protocol):
-    """What is in memory now."""
+    """What is in memory now, and what was learnt from loads. On the event loop's thread."""
 
     def plan_of(self, model: ModelId) -> LaunchPlan | None: ...
 
-    def views(self) -> tuple[ModelView, ...]: ...
+    def room_for(
+        self, model: ModelId, hardware: HardwareFacts
+    ) -> tuple[Room, tuple[Candidate, ...]]: ...
+
+    async def rung(self, model: Digest, runtime: str) -> int: ...
 
 
 class Offer(Protocol):
@@ -73,44 +76,37 @@ class Offer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """All that one plan is made from; `make` makes it, with more memory when asked."""
+    """All that one plan is chosen from, as it was a moment ago."""
 
-    model: Loadable
-    hardware: HardwareFacts
-    wishes: Wishes
-    runtime: str
-    tuned: Tuned | None
-    survey: Survey | None
-    correction: float = 1.0
-    most_bytes: int | None = None  # what the user's limit for all models leaves
+    basis: Basis
+    room: Room
+    candidates: tuple[Candidate, ...]
+    running: LaunchPlan | None
 
-    @property
-    def chosen(self) -> str:
-        """The runtime that would be used."""
-        return self.runtime if self.tuned is None else self.tuned.best.runtime
-
-    def make(self, extra_bytes: int = 0) -> LaunchPlan:
-        most = self.most_bytes
-        return make_plan(
-            str(self.model.manifest.id),
-            self.model.path,
-            self.model.facts,
-            loading.with_memory(self.hardware, extra_bytes),
-            self.wishes,
-            mmproj_path=self.model.mmproj,
-            mmproj_bytes=self.model.mmproj_bytes,
-            runtime=self.runtime,
-            tuned=self.tuned,
-            survey=self.survey,
-            correction=self.correction,
-            most_bytes=None if most is None else most + extra_bytes,
+    def choose(self, extra_bytes: int = 0) -> Choice[LaunchPlan]:
+        """As a load does, were so much more memory free. Raises MemoryShort, BadSetting."""
+        return self.basis.choose(
+            promised_bytes=self.room.promised_bytes - extra_bytes,
+            taken_bytes=self.room.taken_bytes,
+            candidates=self.candidates,
         )
 
-    def make_or_none(self, extra_bytes: int) -> LaunchPlan | None:
+    def plan_or_none(self, extra_bytes: int) -> LaunchPlan | None:
         try:
-            return self.make(extra_bytes)
+            return self.choose(extra_bytes).plan
         except MemoryShort:
             return None
+
+    @property
+    def reserved_bytes(self) -> int:
+        return reserve_bytes(self.room.hardware, self.basis.wanted.reserve_bytes)
+
+    def usable_bytes(self, victims: Collection[ModelId]) -> int:
+        """For this model, once these have gone."""
+        given = sum(one.size_bytes for one in self.candidates if one.model in victims)
+        free = max(0, self.room.hardware_with(given).headroom_bytes - self.reserved_bytes)
+        most = self.room.most_bytes(given)
+        return free if most is None else min(free, most)
 
 
 class Planner:
@@ -155,26 +151,32 @@ class Planner:
         Raises UnknownModel, BlobDamaged, GgufError, MemoryShort, BadSetting.
         """
         model = self._store.find(request.model).id
-        case = await run_sync(self._look, model, request, abandon_on_cancel=True)
-        survey = await self._surveyed(case)
-        digest = case.model.manifest.model_file.digest
-        correction = await run_sync(self._profiles.correction, digest, case.chosen)
-        case = replace(case, survey=survey, correction=correction)
+        seen = await run_sync(self._look, model, request, abandon_on_cancel=True)
+        room, candidates = self._lifecycle.room_for(model, seen.hardware)
+        digest = digest_of(seen.loadable.manifest)
+        basis = replace(
+            seen,
+            hardware=room.hardware,
+            limit_bytes=room.limit_bytes,
+            survey=await self._surveyed(seen),
+            correction=await run_sync(self._profiles.correction, digest, seen.runtime),
+            rung=await self._lifecycle.rung(digest, seen.runtime),
+        )
+        case = _Case(basis, room, candidates, self._lifecycle.plan_of(model))
         return await run_sync(self._view, case, request, abandon_on_cancel=True)
 
     # --- looking, in a thread ------------------------------------------------------------------
 
-    def _look(self, model: ModelId, request: PlanRequest) -> _Case:
+    def _look(self, model: ModelId, request: PlanRequest) -> Basis:
+        """What the store, this machine and the settings say; the lifecycle is asked elsewhere."""
         loadable = loading.examine(self._store, model)
-        room = self._room(model)
-        hardware = room.hardware_with(0)
+        hardware = self._hardware()
         names = self._names()
         current = names[0] if names else ""
         tuned = self._tuned(loadable.manifest, hardware, request, names)
         runtime = current if tuned is None else tuned.best.runtime
-        safe = self._safe_mode(loadable.path, runtime)
-        wanted, most = self._wishes(request, safe), room.most_bytes(0)
-        return _Case(loadable, hardware, wanted, current, tuned, None, most_bytes=most)
+        wanted = self._wishes(request, self._safe_mode(loadable.path, runtime))
+        return Basis(loadable, hardware, wanted, runtime, tuned)
 
     def _tuned(
         self,
@@ -184,7 +186,7 @@ class Planner:
         names: tuple[str, ...],
     ) -> Tuned | None:
         profile = request.profile or self._settings.profile
-        tuned = self._profiles.tuned(manifest.model_file.digest, hardware, profile)
+        tuned = self._profiles.tuned(digest_of(manifest), hardware, profile)
         if tuned is None or tuned.best.runtime not in names or not self._holds(tuned):
             return None
         return tuned
@@ -193,63 +195,47 @@ class Planner:
         tried = request.model_dump(exclude={"model"}, exclude_none=True)
         return replace(loading.wishes(self._settings, safe_mode=safe_mode), **tried)
 
-    def _room(self, model: ModelId) -> Room:
-        """As if this model had gone; the others may still take what was promised to them."""
-        promised = taken_by_all = 0
-        for view in self._lifecycle.views():
-            name = ModelId.parse(view.id)
-            plan = self._lifecycle.plan_of(name)
-            if plan is None or view.memory is None:
-                continue
-            taken = _taken_bytes(view.memory, plan.memory)
-            taken_by_all += taken
-            promised += -taken if name == model else plan.memory.total_bytes - taken
-        return Room(self._hardware(), promised, taken_by_all, self._settings.memory_limit_bytes)
-
-    async def _surveyed(self, case: _Case) -> Survey | None:
-        why = "slow"
+    async def _surveyed(self, seen: Basis) -> Survey | None:
+        manifest, why = seen.loadable.manifest, "slow"
         try:
             with anyio.move_on_after(_SURVEY_S):
-                return await self._survey(case.model.manifest, case.chosen)
+                return await self._survey(manifest, seen.runtime)
         except StokerError as error:  # formulas are good enough for a plan
             why = error.code
-        log.info("plan_without_survey", model=str(case.model.manifest.id), why=why)
+        log.info("plan_without_survey", model=str(manifest.id), why=why)
         return None
 
     # --- showing, in a thread ------------------------------------------------------------------
 
     def _view(self, case: _Case, request: PlanRequest) -> PlanView:
-        plan = case.make()
+        choice = case.choose()
+        plan, usable_bytes = choice.plan, case.usable_bytes(choice.victims)
         settings = {reason.setting: reason.value for reason in plan.reasons}
-        running = self._lifecycle.plan_of(case.model.manifest.id)
         return PlanView(
             model=plan.model_id,
             profile=plan.profile,
             runtime=plan.runtime,
             settings=settings,
-            memory=_memory_view(case, plan.memory),
+            memory=_memory_view(case, plan.memory, usable_bytes),
             reasons=tuple(
                 ReasonView(setting=one.setting, value=one.value, source=one.source, why=one.why)
                 for one in plan.reasons
             ),
-            speed=self._speed(case, plan),
+            speed=self._speed(case.basis, plan),
             gains=tuple(
                 GainView(change=gain.change, text=gain.text, command=gain.command)
-                for gain in self._gains(case, plan, request)
+                for gain in self._gains(case, plan, request, usable_bytes)
             ),
-            loaded=running is not None
-            and all(
-                getattr(running, name) == value
-                for name, value in settings.items()
-                if name != "correction"  # what was learnt since changes no setting
-            ),
+            evicts=tuple(map(str, choice.victims)),
+            waits=choice.wait,
+            loaded=case.running is not None and _runs_with(case.running, settings),
         )
 
-    def _speed(self, case: _Case, plan: LaunchPlan) -> PlanSpeedView | None:
+    def _speed(self, basis: Basis, plan: LaunchPlan) -> PlanSpeedView | None:
         if plan.embedding:
             return None
-        if case.tuned is not None and _is_trial(plan, case.tuned):
-            speeds = case.tuned.speeds
+        if basis.tuned is not None and _is_trial(plan, basis.tuned):
+            speeds = basis.tuned.speeds
             return PlanSpeedView(
                 decode_tokens_per_s=speeds.decode_tokens_per_s,
                 prefill_tokens_per_s=speeds.prefill_tokens_per_s,
@@ -258,9 +244,9 @@ class Planner:
             )
         if plan.gpu_layers:
             return None  # the forecast knows the memory of the CPU only
-        calibration = self._calibration(case.hardware, plan.profile)
-        bandwidth = case.hardware.bandwidth_bytes_per_s
-        work = reading(case.model.facts)
+        calibration = self._calibration(basis.hardware, plan.profile)
+        bandwidth = basis.hardware.bandwidth_bytes_per_s
+        work = reading(basis.loadable.facts)
         decode = predict(work, bandwidth, plan.threads, calibration)
         prefill = predict_prefill(work, calibration)
         return PlanSpeedView(
@@ -269,43 +255,28 @@ class Planner:
             label=decode.label,
         )
 
-    def _gains(self, case: _Case, plan: LaunchPlan, request: PlanRequest) -> tuple[Gain, ...]:
-        source = case.model.manifest.source
+    def _gains(
+        self, case: _Case, plan: LaunchPlan, request: PlanRequest, usable_bytes: int
+    ) -> tuple[Gain, ...]:
+        basis = case.basis
+        source = basis.loadable.manifest.source
         prospect = Prospect(
             plan=plan,
-            facts=case.model.facts,
-            hardware=case.hardware,
-            replan=case.make_or_none,
-            spare_bytes=max(0, _usable(case) - plan.memory.total_bytes),
-            tuned=case.tuned is not None,
+            facts=basis.loadable.facts,
+            hardware=basis.hardware,
+            replan=case.plan_or_none,
+            spare_bytes=max(0, usable_bytes - plan.memory.total_bytes),
+            tuned=basis.tuned is not None,
             tunes_itself=self._settings.tune,
             wished_context=request.context or self._settings.context,
-            offers=[Offered(one.kind, one.why) for one in self._offers(case.hardware)],
+            offers=[Offered(one.kind, one.why) for one in self._offers(basis.hardware)],
             repository=source.location if source.kind == "hub" else None,
         )
         return gains(prospect)
 
 
-def _taken_bytes(seen: MemoryView, planned: MemoryNeed) -> int:
-    """What others would have if the worker went: nothing of its weights, which are mapped."""
-    own = seen.resident_bytes or 0
-    if seen.peak_bytes is not None:
-        own = min(own, seen.peak_bytes - planned.weights_bytes)
-    return max(0, min(own, planned.anonymous_bytes))
-
-
-def _reserve(case: _Case) -> int:
-    return reserve_bytes(case.hardware, case.wishes.reserve_bytes)
-
-
-def _usable(case: _Case) -> int:
-    """Of the memory that is free now."""
-    free = max(0, case.hardware.headroom_bytes - _reserve(case))
-    return free if case.most_bytes is None else min(free, case.most_bytes)
-
-
-def _memory_view(case: _Case, need: MemoryNeed) -> PlanMemoryView:
-    surveyed = case.survey is not None
+def _memory_view(case: _Case, need: MemoryNeed, usable_bytes: int) -> PlanMemoryView:
+    surveyed = case.basis.survey is not None
     return PlanMemoryView(
         weights_bytes=need.weights_bytes,
         kv_bytes=need.kv_bytes,
@@ -316,9 +287,16 @@ def _memory_view(case: _Case, need: MemoryNeed) -> PlanMemoryView:
         learnt_bytes=need.learnt_bytes,
         total_bytes=need.total_bytes,
         gpu_bytes=need.gpu_bytes,
-        usable_bytes=_usable(case),
-        reserved_bytes=_reserve(case),
+        usable_bytes=usable_bytes,
+        reserved_bytes=case.reserved_bytes,
         label="calibrated" if surveyed else "estimated",
+    )
+
+
+def _runs_with(running: LaunchPlan, settings: Mapping[str, object]) -> bool:
+    """Whether a worker has exactly these settings; what was learnt since changes none of them."""
+    return all(
+        getattr(running, name) == value for name, value in settings.items() if name != "correction"
     )
 
 

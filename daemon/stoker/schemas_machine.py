@@ -52,7 +52,7 @@ class PlanMemoryView(Wire):
     repack_bytes: int
     cache_bytes: int
     total_bytes: int
-    usable_bytes: int  # what may be used now
+    usable_bytes: int  # what may be used now, with what the plan's `evicts` give back
     reserved_bytes: int  # what stays free for other programs
     label: Label  # "calibrated" from a dry run, "estimated" from formulas
     learnt_bytes: int = 0  # more, or less, than computed: what its workers really took
@@ -77,6 +77,8 @@ class PlanSpeedView(Wire):
 
 
 class PlanView(Wire):
+    """What a load would choose now, were the model not loaded."""
+
     model: str
     profile: ProfileName
     runtime: str
@@ -85,6 +87,8 @@ class PlanView(Wire):
     reasons: tuple[ReasonView, ...]
     speed: PlanSpeedView | None = None
     gains: tuple[GainView, ...] = ()
+    evicts: tuple[str, ...] = ()  # the models that the load would unload first
+    waits: bool = False  # until requests that run on some of them have ended
     loaded: bool = False  # with exactly these settings
 
 

@@ -260,6 +260,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 words = list(self.generate(count, slot))
                 answer = self.frame(chat=chat, text=" ".join(words), final=True, whole=True)
+                server.decoded = True  # before anybody can know and ask again
                 self.answer(200, {**answer, "usage": usage(prompt, count)})
         server.decoded = True
 

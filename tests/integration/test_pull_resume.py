@@ -7,9 +7,11 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from stoker.errors import UnknownPull
+from stoker.pull.state import restore
 from stoker.types import ModelId, PullState
 from tests.fakes.gguf_files import tiny_shards
 from tests.fakes.hub import GZIP, IGNORE_RANGE, Blob, Cut, Drip, Hub, Stall
@@ -52,6 +54,28 @@ async def test_a_cut_anywhere_is_healed(bench: Bench, hub: Hub, after: int) -> N
     assert bench.store.path(bench.store.list()[0].files[0].digest).read_bytes() == model
     again = hub.sent("cdn")[1]
     assert again.headers["range"].startswith(f"bytes={after}-")
+
+
+class Slow:
+    """In the place of a lock: whoever wants it waits, and can be cancelled meanwhile."""
+
+    async def __aenter__(self) -> None:
+        await anyio.sleep(0.2)
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
+async def test_what_has_ended_is_not_begun_again(bench: Bench, hub: Hub) -> None:
+    """Although the daemon was stopped in the very moment of its end."""
+    hub.publish("owner/x", {"m-Q4_0.gguf": model_bytes(1000)})
+
+    async with bench.running() as puller:
+        puller._saving = Slow()  # type: ignore[assignment]
+        view = await puller.start("owner/x")
+        await ended(puller, view.id)
+
+    assert restore(bench.state_file) == []
 
 
 async def test_twenty_cuts_in_one_pull(bench: Bench, hub: Hub) -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import os
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from stoker.errors import BadSetting, LabFailed, MemoryShort, UnknownModel
 from stoker.hardware.facts import HardwareFacts
+from stoker.lifecycle.budget import Room, with_memory
+from stoker.lifecycle.eviction import Candidate
+from stoker.lifecycle.ladder import Rung
 from stoker.planner import Planner
-from stoker.schemas import MemoryView, ModelView
-from stoker.schemas_machine import PlanRequest
+from stoker.profiles import Profiles
+from stoker.schemas_machine import PlanRequest, PlanView
 from stoker.settings import Settings
 from stoker.store.manifest import Manifest
 from stoker.store.store import Store
@@ -23,11 +30,16 @@ from stoker.tuning.plan import Wishes, make_plan
 from stoker.tuning.speed import Calibration
 from stoker.tuning.surveys import survey_grid
 from stoker.types import Digest, ModelId, ModelState
+from tests.fakes import serving
+from tests.fakes.engine import Behaviour
 from tests.fakes.gguf_files import tiny_gguf
 from tests.fakes.hardware import GIB, machine
-from tests.fakes.serving import add_model
+from tests.fakes.serving import Serving, add_model
 
 pytestmark = pytest.mark.anyio
+
+MIB = 1024 * 1024
+A, B = ModelId("a"), ModelId("b")
 
 TUNED = Tuned(
     "key",
@@ -55,7 +67,11 @@ class World:
     survey_error: LabFailed | None = None
     plans: dict[ModelId, LaunchPlan] = dataclasses.field(default_factory=dict)
     corrections: dict[str, float] = dataclasses.field(default_factory=dict)
-    resident: int = 0
+    rungs: dict[str, int] = dataclasses.field(default_factory=dict)  # by runtime
+    own_bytes: int = 0  # what this model has, loaded
+    promised_bytes: int = 0  # to other models
+    taken_bytes: int = 0
+    candidates: tuple[Candidate, ...] = ()
     offers: tuple[Offered, ...] = ()
     asked: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
@@ -76,17 +92,17 @@ class World:
     def plan_of(self, model: ModelId) -> LaunchPlan | None:
         return self.plans.get(model)
 
-    def views(self) -> tuple[ModelView, ...]:
-        return tuple(
-            ModelView(
-                id=str(model),
-                state=ModelState.READY,
-                memory=MemoryView(
-                    predicted_bytes=plan.memory.total_bytes, resident_bytes=self.resident
-                ),
-            )
-            for model, plan in self.plans.items()
-        )
+    def room_for(
+        self, model: ModelId, hardware: HardwareFacts
+    ) -> tuple[Room, tuple[Candidate, ...]]:
+        assert model == self.manifest.id
+        without = with_memory(hardware, self.own_bytes)
+        limit = self.settings.memory_limit_bytes
+        return Room(without, self.promised_bytes, self.taken_bytes, limit), self.candidates
+
+    async def rung(self, model: Digest, runtime: str) -> int:
+        assert model == self.manifest.model_file.digest
+        return self.rungs.get(runtime, 0)
 
     def planner(self, **more: Any) -> Planner:
         return Planner(
@@ -114,13 +130,31 @@ class World:
         )
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    root = tmp_path / "store"
+def world_with(folder: Path, model: bytes) -> World:
+    root = folder / "store"
     root.mkdir(mode=0o700)
     store = Store(root)
     store.open()
-    return World(store, add_model(store, "tiny", tiny_gguf()))
+    return World(store, add_model(store, "tiny", model))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return world_with(tmp_path, tiny_gguf())
+
+
+@pytest.fixture
+def talkative(tmp_path: Path) -> World:
+    """Its model can hold long conversations, and this machine has room for a short one."""
+    world = world_with(tmp_path, tiny_gguf(context=32768))
+    world.settings = Settings(memory_reserve_bytes=0)
+    short = world.launch_plan(context=4096, parallel=1, reserve_bytes=0)
+    world.machine = machine(available=short.memory.total_bytes)
+    return world
+
+
+def other(size_bytes: int, name: str = "other", *, busy: bool = False) -> Candidate:
+    return Candidate(ModelId(name), size_bytes, busy=busy)
 
 
 Ask = Callable[..., PlanRequest]
@@ -213,46 +247,38 @@ async def test_without_a_dry_run_formulas_are_good_enough(world: World) -> None:
 
 async def test_the_memory_that_the_model_has_counts_as_free(world: World) -> None:
     idle = await world.planner().plan(ask())
-    plan = world.launch_plan()
-    world.plans[world.manifest.id] = plan
-    world.resident = plan.memory.anonymous_bytes + 1
-    left = machine().memory.available_bytes - plan.memory.anonymous_bytes
-    world.machine = machine(available=left)
+    world.plans[world.manifest.id] = plan = world.launch_plan()
+    world.own_bytes = machine().headroom_bytes - MIB
+    world.machine = machine(available=MIB)
 
     view = await world.planner().plan(ask())
 
-    assert view.memory.usable_bytes == idle.memory.usable_bytes
-    assert view.settings == idle.settings
-    assert view.loaded
+    assert (view.settings, view.memory) == (idle.settings, idle.memory)
+    assert view.memory.total_bytes == plan.memory.total_bytes
+    assert (view.evicts, view.loaded) == ((), True)
 
 
 async def test_what_other_models_may_still_take_is_not_free(world: World) -> None:
     idle = await world.planner().plan(ask())
-    plan = world.launch_plan()
-    world.plans[ModelId("other")] = plan
+    world.promised_bytes = GIB
 
     view = await world.planner().plan(ask())
 
-    assert view.memory.usable_bytes == idle.memory.usable_bytes - plan.memory.total_bytes
-    assert not view.loaded
+    assert view.memory.usable_bytes == idle.memory.usable_bytes - GIB
 
 
 async def test_the_limit_for_all_models_holds_for_a_plan_too(world: World) -> None:
-    """What others have of it is not free, what the model itself has is."""
-    plan = world.launch_plan()
-    limit = 4 * plan.memory.total_bytes
+    """What others have of it, and what they were promised, is not free."""
+    limit = 4 * world.launch_plan().memory.total_bytes
     world.settings = Settings(memory_limit_bytes=limit)
 
     alone = await world.planner().plan(ask())
-    world.plans[world.manifest.id] = plan
-    loaded = await world.planner().plan(ask())
-    world.plans[ModelId("other")] = plan
-    world.resident = 1000
+    world.taken_bytes, world.promised_bytes = 1000, MIB
     beside = await world.planner().plan(ask())
 
-    assert alone.memory.usable_bytes == loaded.memory.usable_bytes == limit - limit // 50
-    assert beside.memory.usable_bytes == limit - limit // 50 - plan.memory.total_bytes
-    world.settings = Settings(memory_limit_bytes=plan.memory.total_bytes)
+    assert alone.memory.usable_bytes == limit - limit // 50
+    assert beside.memory.usable_bytes == limit - limit // 50 - MIB - 1000
+    world.settings = Settings(memory_limit_bytes=limit // 8)
     with pytest.raises(MemoryShort, match="memory_limit_bytes"):
         await world.planner().plan(ask())
 
@@ -276,6 +302,248 @@ async def test_a_model_that_runs_with_other_settings_is_not_loaded_so(world: Wor
     world.plans[world.manifest.id] = world.launch_plan(threads=1)
 
     assert not (await world.planner().plan(ask())).loaded
+
+
+# --- making room -------------------------------------------------------------------------------
+
+
+async def test_where_there_is_room_nobody_would_be_unloaded(world: World) -> None:
+    world.candidates = (other(GIB), other(GIB, "busy", busy=True))
+
+    view = await world.planner().plan(ask())
+
+    assert (view.evicts, view.waits) == ((), False)
+    assert view.memory.usable_bytes == machine().headroom_bytes - view.memory.reserved_bytes
+
+
+async def test_the_idle_model_is_named_that_would_make_room(world: World) -> None:
+    """No more of them than it takes; what it gives back is usable."""
+    world.settings = Settings(memory_reserve_bytes=0)
+    world.machine = machine(available=MIB)
+    world.candidates = (other(GIB), other(2 * GIB, "third"), other(GIB, "busy", busy=True))
+
+    view = await world.planner().plan(ask())
+
+    assert (view.evicts, view.waits) == (("other",), False)
+    assert view.memory.usable_bytes == MIB + GIB
+
+
+async def test_a_longer_conversation_is_worth_an_idle_models_place(talkative: World) -> None:
+    alone = await talkative.planner().plan(ask())
+    talkative.candidates = (other(GIB),)
+
+    view = await talkative.planner().plan(ask())
+
+    assert (alone.settings["context"], alone.evicts) == (4096, ())
+    assert view.evicts == ("other",)
+    assert int(view.settings["context"] or 0) > 8192
+
+
+async def test_a_busy_model_would_be_waited_for(world: World) -> None:
+    """When no idle one is enough."""
+    world.settings = Settings(memory_reserve_bytes=0)
+    world.machine = machine(available=MIB)
+    world.candidates = (other(MIB, "idle"), other(GIB, "busy", busy=True))
+
+    view = await world.planner().plan(ask())
+
+    assert (view.evicts, view.waits) == (("busy",), True)
+    assert view.memory.usable_bytes == MIB + GIB
+
+
+async def test_a_model_would_make_room_in_the_limit_for_all_models(world: World) -> None:
+    need = world.launch_plan().memory.total_bytes
+    limit = 3 * need // 2
+    world.settings = Settings(memory_limit_bytes=limit)
+    world.taken_bytes, world.promised_bytes = need - MIB, MIB
+    world.candidates = (other(need),)
+
+    view = await world.planner().plan(ask())
+
+    assert view.evicts == ("other",)
+    assert view.memory.usable_bytes == limit - limit // 50
+
+
+# --- after failed loads ------------------------------------------------------------------------
+
+
+async def test_a_plan_is_held_back_as_the_next_load_will_be(world: World) -> None:
+    """With the reasons; what is tried out is held back as well."""
+    normal = await world.planner().plan(ask())
+    world.rungs = {"xllamacpp-1": Rung.SMALL_STEPS}
+
+    view = await world.planner().plan(ask())
+    tried = await world.planner().plan(ask(threads=3))
+
+    whys = {reason.setting: reason.why for reason in view.reasons}
+    assert (normal.settings["extra_buffers"], normal.settings["ubatch"]) == (True, 512)
+    assert (view.settings["extra_buffers"], view.settings["ubatch"]) == (False, 128)
+    assert "held back" in whys["extra_buffers"]
+    assert "held back" in whys["ubatch"]
+    assert (tried.settings["ubatch"], tried.settings["threads"]) == (128, 3)
+
+
+async def test_what_failed_with_another_runtime_holds_nothing_back(world: World) -> None:
+    world.rungs = {"native-1": Rung.PLAIN_BUFFERS}
+
+    builtin = await world.planner().plan(ask())
+    world.tuned_profiles["chat"] = TUNED
+    native = await world.planner().plan(ask())
+
+    assert (builtin.runtime, builtin.settings["extra_buffers"]) == ("xllamacpp-1", True)
+    assert (native.runtime, native.settings["extra_buffers"]) == ("native-1", False)
+    assert native.speed is not None
+    assert native.speed.label != "measured"  # these settings were not
+
+
+# --- with a real lifecycle ---------------------------------------------------------------------
+
+real = pytest.mark.skipif(os.name != "posix", reason="the fake engine listens on a UNIX socket")
+
+
+@dataclasses.dataclass
+class Models:
+    """The models a and b, and a planner beside the lifecycle that loads them."""
+
+    served: Serving
+    planner: Planner
+
+    async def plan(self, model: ModelId) -> PlanView:
+        return await self.planner.plan(PlanRequest(model=str(model)))
+
+    async def load(self, model: ModelId) -> LaunchPlan:
+        await self.served.lifecycle.load(str(model))
+        plan = self.served.lifecycle.plan_of(model)
+        assert plan is not None
+        return plan
+
+
+@asynccontextmanager
+async def two_models(**settings: Any) -> AsyncIterator[Models]:
+    async with serving.serving(models=("a", "b"), **settings) as served:
+
+        def hardware() -> HardwareFacts:
+            """Pages of files that a worker maps are free for others, as on a real machine."""
+            living = (one for one in served.engine.workers if one.resident_bytes() is not None)
+            used = sum(one.peak_bytes() or one.resident_bytes() or 0 for one in living)
+            return serving.machine(max(0, served.free_bytes[-1] - used))
+
+        async def no_survey(manifest: Manifest, runtime: str) -> None:
+            assert (manifest.id, runtime) in {(A, "fake-1"), (B, "fake-1")}
+            await anyio.lowlevel.checkpoint()
+
+        planner = Planner(
+            served.store,
+            Settings(**settings),
+            Profiles(served.home / "tuning"),
+            lambda: ("fake-1",),
+            hardware=hardware,
+            survey=no_survey,
+            lifecycle=served.lifecycle,
+        )
+        yield Models(served, planner)
+
+
+@asynccontextmanager
+async def room_for_one() -> AsyncIterator[Models]:
+    """The model a is loaded; there is memory for a or b, but not for both."""
+    async with two_models(context=2048, parallel=1, memory_reserve_bytes=0) as models:
+        need = (await models.load(A)).memory.total_bytes
+        models.served.free_bytes[:] = [7 * need // 4]
+        yield models
+
+
+@real
+async def test_the_plan_is_the_one_that_the_next_load_chooses() -> None:
+    """The same settings, and the same model leaves; then it is said to be loaded so."""
+    async with room_for_one() as models:
+        view = await models.plan(B)
+        plan = await models.load(B)
+        after = await models.plan(B)
+
+        assert (view.evicts, view.waits, view.loaded) == (("a",), False, False)
+        assert {name: getattr(plan, name) for name in view.settings} == view.settings
+        assert models.served.lifecycle.view(A).state is ModelState.UNLOADED
+        assert (after.settings, after.evicts, after.loaded) == (view.settings, (), True)
+
+
+@real
+async def test_a_model_that_answers_would_be_waited_for() -> None:
+    async with room_for_one() as models, models.served.lifecycle.lease("a"):
+        view = await models.plan(B)
+
+        assert (view.evicts, view.waits) == (("a",), True)
+
+
+@real
+async def test_a_pinned_model_makes_no_room() -> None:
+    async with room_for_one() as models:
+        await models.served.lifecycle.pin("a", pinned=True)
+
+        with pytest.raises(MemoryShort):
+            await models.plan(B)
+
+
+@real
+async def test_a_loaded_model_makes_no_room_for_itself() -> None:
+    """Its memory counts as free already, and not twice."""
+    async with room_for_one() as models:
+        needed = (await models.plan(A)).memory.total_bytes
+        models.served.free_bytes[:] = [needed // 2]
+
+        with pytest.raises(MemoryShort):
+            await models.plan(A)
+
+
+@real
+async def test_what_a_model_has_is_free_for_itself_only() -> None:
+    """For another one, all that it was planned to take is gone."""
+    async with two_models(memory_reserve_bytes=0) as models:
+        before = await models.plan(A)
+        plan = await models.load(A)
+
+        own, others = await models.plan(A), await models.plan(B)
+
+        free, total = before.memory.usable_bytes, plan.memory.total_bytes
+        assert own.memory.usable_bytes == pytest.approx(free, abs=MIB)
+        assert others.memory.usable_bytes == pytest.approx(free - total, abs=MIB)
+        assert (before.loaded, own.loaded, others.loaded) == (False, True, False)
+
+
+@real
+async def test_what_a_model_has_of_the_limit_is_free_for_itself_only() -> None:
+    limit = GIB
+    async with two_models(memory_limit_bytes=limit) as models:
+        plan = await models.load(A)
+
+        own, others = await models.plan(A), await models.plan(B)
+
+        usable = limit - limit // 50
+        assert own.memory.usable_bytes == usable
+        assert others.memory.usable_bytes == usable - plan.memory.total_bytes
+
+
+@real
+async def test_a_model_that_runs_held_back_is_said_to_be_loaded_so() -> None:
+    """And that is what is planned for its next load, too."""
+
+    def too_large(plan: LaunchPlan) -> Behaviour | None:
+        return Behaviour(crash_at_start="oom") if plan.cells > plan.context else None
+
+    async with two_models() as models:
+        normal = await models.plan(A)
+        models.served.engine.by_plan = too_large
+        await models.load(A)
+
+        running = await models.plan(A)
+        await models.served.lifecycle.unload("a")
+        gone = await models.plan(A)
+
+        assert models.served.engine.launches[0].cells == normal.settings["cells"]
+        assert running.settings["cells"] == running.settings["context"]
+        assert running.settings == gone.settings != normal.settings
+        assert any("held back" in reason.why for reason in running.reasons)
+        assert (running.loaded, gone.loaded) == (True, False)
 
 
 # --- speed -------------------------------------------------------------------------------------
@@ -338,6 +606,21 @@ async def test_gains_come_from_this_machine(world: World) -> None:
 
     assert [gain.change for gain in view.gains] == ["quota", "runtime", "tune"]
     assert view.gains[2].command == "stoker tune tiny"
+
+
+async def test_more_memory_brings_what_it_is_said_to_bring(talkative: World) -> None:
+    """It is planned as if that much more were free."""
+    talkative.promised_bytes = MIB
+    talkative.machine = machine(available=talkative.machine.headroom_bytes + MIB)
+
+    view = await talkative.planner().plan(ask())
+    talkative.machine = machine(available=talkative.machine.headroom_bytes + 250_000_000)
+    longer = await talkative.planner().plan(ask())
+
+    said = next(gain.text for gain in view.gains if gain.change == "memory")
+    found = re.search(r"([\d,]+) tokens long instead of 4,096", said)
+    assert found is not None
+    assert int(found[1].replace(",", "")) == longer.settings["context"]
 
 
 async def test_a_tuned_model_is_not_told_to_tune(world: World) -> None:

@@ -11,9 +11,9 @@ from stoker.cli.fitting import wrapped
 from stoker.cli.output import clean_line, paint, pairs, plural, print_json, size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from stoker.schemas_machine import PlanMemoryView, PlanSpeedView, PlanView
+    from stoker.schemas_machine import PlanSpeedView, PlanView
 
 Value = str | int | float | bool | None
 Settings = dict[str, Value]
@@ -92,10 +92,12 @@ def plan(  # noqa: PLR0913  # one for each option
 def _page(view: PlanView) -> Iterator[str]:
     now = "runs with these settings now" if view.loaded else "would run like this now"
     yield paint(clean_line(f"{view.model} {now} (profile {view.profile})"), "bold")
+    if view.evicts:
+        yield from wrapped(_making_room(view))
     yield ""
     yield from _settings(view)
     yield ""
-    yield from _memory(view.memory)
+    yield from _memory(view)
     if view.speed is not None:
         yield ""
         yield paint("Speed", "bold")
@@ -107,6 +109,23 @@ def _page(view: PlanView) -> Iterator[str]:
             yield from wrapped(f"  - {gain.text}", "    ")
             if gain.command:
                 yield f"    {clean_line(gain.command)}"
+
+
+def _making_room(view: PlanView) -> str:
+    """What becomes of other models."""
+    names, one = _listed(view.evicts), len(view.evicts) == 1
+    when = "To load it again" if view.loaded else "To make room"
+    if not view.waits:
+        return f"{when}, Stoker would first unload {names}."
+    answered = "has answered its requests" if one else "have answered their requests"
+    then = f"wait until {names} {answered} and unload {'it' if one else 'them'}"
+    return f"{when}, Stoker would first {then}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    """As in a sentence: ``a, b and c``."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 # --- settings ----------------------------------------------------------------------------------
@@ -223,7 +242,8 @@ def _number(settings: Settings, name: str) -> int:
 # --- memory and speed --------------------------------------------------------------------------
 
 
-def _memory(memory: PlanMemoryView) -> Iterator[str]:
+def _memory(view: PlanView) -> Iterator[str]:
+    memory = view.memory
     how = _SOURCE["dry-run"] if memory.label == "calibrated" else _LABEL[memory.label]
     yield paint(f"Memory: {size(memory.total_bytes)} ({how})", "bold")
     rows = [
@@ -237,7 +257,8 @@ def _memory(memory: PlanMemoryView) -> Iterator[str]:
     learnt, more = memory.learnt_bytes, "more" if memory.learnt_bytes > 0 else "less"
     rows.append((f"What it took {more} than that before", abs(learnt)))
     shown = [(f"  {label}", size(count)) for label, count in rows if count]
-    shown.append(("  Free for models now", size(memory.usable_bytes)))
+    when = "then" if view.evicts else "now"
+    shown.append((f"  Free for models {when}", size(memory.usable_bytes)))
     shown.append(("  Left for other programs", size(memory.reserved_bytes)))
     if memory.gpu_bytes:
         shown.append(("  On the graphics processor", size(memory.gpu_bytes)))

@@ -19,14 +19,16 @@ from stoker.errors import WorkerFailed
 
 log = structlog.get_logger(__name__)
 
-PATIENCE_S: Final = 20.0  # a load that waits longer for its turn starts its process itself
+_PATIENCE_S: Final = 20.0  # a load that waits longer for its turn starts its process itself
 _KILLED_S: Final = 1.0  # for a killed process that never had a model to be gone
 
 
 class Spare:
     """At most one such process. Used from the event loop's thread only."""
 
-    def __init__(self, command: tuple[str, ...], cwd: Path, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self, command: tuple[str, ...], cwd: Path, patience_s: float = _PATIENCE_S
+    ) -> None:
         self._command = command
         self._cwd = cwd
         self._patience_s = patience_s
@@ -50,7 +52,7 @@ class Spare:
         self._stop_timer()
         process, self._process = self._process, None
         if process is not None and process.poll() is not None:
-            end(process)
+            _end(process)
             return None
         return process
 
@@ -58,7 +60,7 @@ class Spare:
         """End it; nothing when there is none."""
         process = self.take()
         if process is not None:
-            end(process)
+            _end(process)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -66,7 +68,7 @@ class Spare:
             self._timer = None
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill a process that was given no order, and close its pipes."""
     process.kill()
     for pipe in (process.stdin, process.stdout, process.stderr):

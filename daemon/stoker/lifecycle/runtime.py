@@ -25,6 +25,7 @@ from stoker.errors import BadReference, Overtaken, ShuttingDown, StokerError, Un
 from stoker.events import EventBus
 from stoker.hardware.facts import HardwareFacts
 from stoker.lifecycle.announce import Announcer
+from stoker.lifecycle.budget import Room, with_memory
 from stoker.lifecycle.busy import Busy
 from stoker.lifecycle.conversations import Conversations
 from stoker.lifecycle.default import DefaultModel
@@ -39,6 +40,7 @@ from stoker.lifecycle.effects import (
     Stop,
     Waiting,
 )
+from stoker.lifecycle.eviction import Candidate
 from stoker.lifecycle.last_served import LastServed
 from stoker.lifecycle.launching import Launcher
 from stoker.lifecycle.leases import Leases
@@ -405,6 +407,28 @@ class Lifecycle:
         """The plan of its worker; None when it is not ready."""
         running = self._workers.get(model)
         return None if running is None else running.plan
+
+    def room_for(
+        self, model: ModelId, hardware: HardwareFacts
+    ) -> tuple[Room, tuple[Candidate, ...]]:
+        """What a load of this model would find, had its own workers gone, and who may leave for it.
+
+        ``hardware`` is as of a moment ago. A renewal on its way is left out: it gives way to loads.
+        """
+        own = [running for name, running in self._workers.all() if name == model]
+        others = [running for name, running in self._workers.all() if name != model]
+        room = Room(
+            with_memory(hardware, sum(running.taken_bytes for running in own)),
+            promised_bytes=sum(running.promised_bytes for running in others),
+            taken_bytes=sum(running.counted_bytes for running in others),
+            limit_bytes=self._settings.memory_limit_bytes,
+        )
+        candidates = self._scheduler.candidates(self._clock())
+        return room, tuple(one for one in candidates if one.model != model)
+
+    async def rung(self, model: Digest, runtime: str) -> int:
+        """How far a load would be held back, after loads that failed (`ladder`). Never raises."""
+        return await self._rungs.rung(model, runtime)
 
     def digest_of(self, model: ModelId) -> Digest:
         """Names the content of a stored model. Raises UnknownModel."""

@@ -34,6 +34,7 @@ from stoker.lifecycle.effects import (
     Waiting,
     Why,
 )
+from stoker.lifecycle.eviction import Candidate
 from stoker.lifecycle.roster import Roster
 from stoker.lifecycle.tracked import Purpose, Tracked, Waiter
 from stoker.types import ModelId, ModelState
@@ -81,6 +82,10 @@ class Scheduler:
     def wake_at(self) -> float | None:
         """When `on_wake` has something to decide, if nothing else happens before."""
         return self._wake_at if self._current is None else None
+
+    def candidates(self, now: float) -> tuple[Candidate, ...]:
+        """The loaded models that may leave for another one, in the order in which they would."""
+        return self._models.candidates(now)
 
     def expected_load_s(self, model: ModelId) -> float | None:
         """How long it takes to load, about; None when that was never measured."""

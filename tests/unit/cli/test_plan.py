@@ -227,6 +227,64 @@ def test_a_loaded_model_is_said_to_run(
     assert "starter runs with these settings now" in shown(capsys, "starter")
 
 
+@pytest.mark.parametrize(
+    ("evicts", "waits", "words"),
+    [
+        (("gemma",), False, "To make room, Stoker would first unload gemma."),
+        (("a", "b", "c"), False, "To make room, Stoker would first unload a, b and c."),
+        (
+            ("gemma",),
+            True,
+            (
+                "To make room, Stoker would first wait until gemma has answered its requests and"
+                " unload it."
+            ),
+        ),
+        (
+            ("a", "b"),
+            True,
+            (
+                "To make room, Stoker would first wait until a and b have answered their requests"
+                " and unload them."
+            ),
+        ),
+    ],
+)
+def test_what_becomes_of_other_models_is_said_in_plain_words(
+    client: Planning,
+    capsys: pytest.CaptureFixture[str],
+    evicts: tuple[str, ...],
+    waits: bool,  # noqa: FBT001  # a parameter of the test
+    words: str,
+) -> None:
+    """Below the first line; the memory that counts as free is that of afterwards."""
+    client.answer = view(evicts=evicts, waits=waits)
+
+    text = shown(capsys, "starter")
+
+    assert text.splitlines()[1] == words
+    assert "Free for models then" in text
+    assert "Free for models now" not in text
+
+
+def test_with_room_enough_nothing_is_said_of_others(
+    client: Planning, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = shown(capsys, "starter")
+
+    assert text.splitlines()[1] == ""
+    assert "unload" not in text
+    assert client.asked
+
+
+def test_a_loaded_model_needs_room_only_to_be_loaded_again(
+    client: Planning, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.answer = view(loaded=True, evicts=("gemma",))
+
+    assert "To load it again, Stoker would first unload gemma." in shown(capsys, "starter")
+
+
 def test_options_are_tried_out(client: Planning, capsys: pytest.CaptureFixture[str]) -> None:
     options = "--profile coding --context 4096 --parallel 2 --threads 3 --ubatch 128"
 
@@ -255,7 +313,7 @@ def test_foreign_text_does_not_steer_the_terminal(
     client: Planning, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reasons = (ReasonView(setting="context", value=1, source="rule", why="\x1b[2Jgone\nnew"),)
-    client.answer = view(model="evil\x1b[31m", reasons=reasons)
+    client.answer = view(model="evil\x1b[31m", reasons=reasons, evicts=("\x1b[2Jother",))
 
     assert "\x1b" not in shown(capsys, "starter")
 
@@ -273,7 +331,7 @@ def test_no_line_is_wider_than_the_terminal(
     reasons = tuple(
         ReasonView(setting=name, value=1, source="dry-run", why=why) for name in SETTINGS
     )
-    client.answer = view(gains=(long,), reasons=reasons)
+    client.answer = view(gains=(long,), reasons=reasons, evicts=("gemma", "a-long-name") * 3)
 
     text = shown(capsys, "starter")
 
