@@ -154,6 +154,6 @@ paths=()
 if [[ $quick ]]; then paths=(tests/unit); fi
 printf '== tests\n'
 status=0
-python -m pytest --numprocesses="${STOKER_TEST_JOBS:-2}" --dist=loadfile --durations=10 --durations-min=5 ${paths[@]+"${paths[@]}"} "$@" </dev/null || status=$?
+python -m pytest --numprocesses="${STOKER_TEST_JOBS:-2}" --dist=loadfile --no-loadscope-reorder --durations=10 --durations-min=5 ${paths[@]+"${paths[@]}"} "$@" </dev/null || status=$?
 if ((${#failed[@]})); then exit 1; fi
 exit "$status"

@@ -37,7 +37,7 @@ READY_S = 120
 LIMIT = 1 << 30
 DIGEST = Digest("ab" * 32)
 STORY = "".join(
-    f"On day {day} the miller counted his sacks and wrote it down. " for day in range(160)
+    f"On day {day} the miller counted his sacks and wrote it down. " for day in range(80)
 )
 SHORT = STORY[:3000]  # where the length does not matter
 FASTER = 5  # times: what has to be read without a saved conversation, by what is read with it
@@ -121,7 +121,7 @@ async def test_the_second_turn_reads_only_what_is_new(rig: Rig) -> None:
     async with rig.loaded(save=False) as upstream:
         later = await complete(upstream, second)
 
-    assert first.read == first.prompt > 2000
+    assert first.read == first.prompt > 1000
     assert later.read * FASTER <= later.prompt
     assert later == at_once
 
@@ -191,7 +191,7 @@ async def test_a_model_with_a_sliding_window_goes_on(engine: Engine, gemma_gguf:
     async with rig.loaded(save=False) as upstream:
         later = await complete(upstream, f"{STORY}{first.said} On the next day")
 
-    assert first.read > 2000
+    assert first.read > 1000
     assert later.read * FASTER <= later.prompt
 
 

@@ -38,9 +38,10 @@ class Adapter(ABC):
         build: str = "",
         gpu_layers: int = 0,
     ) -> None:
-        """``command`` starts a worker's process, whatever it is to do. ``build`` tells two builds
-        apart that have the same name: each is tested by itself. ``gpu_layers`` is what its
-        self-test computes on a GPU.
+        """``command`` starts a worker's process, whatever it is to do.
+
+        ``build`` tells two builds apart that have the same name: each is tested by itself.
+        ``gpu_layers`` is what the self-test computes on a GPU.
         """
         self._paths = paths
         self._spare = Spare(command, paths.worker_cwd)
