@@ -34,6 +34,7 @@ MEDIAN_BOUND: Final = 0.97  # tuned over best of the grid, median of metrics and
 WORST_BOUND: Final = 0.92
 HARM_BOUND: Final = 0.98  # tuned over the engine's own defaults, each of them
 _TUNED: Final = "tuned"
+_CONTROL: Final = "tuned, another worker"  # what it differs by, this machine cannot tell apart
 _ROUNDS: Final = 20
 _QUICK_ROUNDS: Final = 4
 _IN_ROUNDS: Final = Load(generate=24)  # short, so that all of a round see the same machine
@@ -49,6 +50,7 @@ class Row:
     best_setting: str
     tuned: float
     of_best: float  # `grid.ratio_to_best`
+    of_control: float  # tuned over another worker with the very same settings
     defaults: dict[str, float]  # of each runtime
     of_defaults: dict[str, float]
 
@@ -76,10 +78,11 @@ async def compare(where: Place, model: Model, *, quick: bool, budget_s: float) -
     plan = where.plan(model, outcome.tuned.best.runtime, tuned=outcome.tuned)
     tell(f"found: {words(trial_of(plan))}")
     tuned = Subject(_TUNED, plan.runtime, plan)
+    control = Subject(_CONTROL, plan.runtime, plan)
     defaults = [Subject(f"defaults of {name}", name, None) for name in where.runtimes]
     best = grid.finalists(scores, plan)
     count = _QUICK_ROUNDS if quick else _ROUNDS
-    running = [*best, tuned, *defaults]
+    running = [*best, tuned, control, *defaults]
     bench = replace(bench, load=_IN_ROUNDS)
     found = await grid.rounds(bench, running, count, seed=1)
     if failures(rows := rows_of(model.name, found, best, defaults)):
@@ -116,6 +119,7 @@ def rows_of(
                 best_setting=first.label,
                 tuned=usual[_TUNED],
                 of_best=grid.ratio_to_best(found, _TUNED, [one.label for one in best], metric),
+                of_control=grid.ratio(found, _TUNED, _CONTROL, metric),
                 defaults={one.runtime: usual[one.label] for one in defaults},
                 of_defaults={
                     one.runtime: grid.ratio(found, _TUNED, one.label, metric) for one in defaults
@@ -145,7 +149,7 @@ def show(reports: list[Report]) -> None:
     """The table."""
     print(
         f"{'model':8} {'metric':8} {'best':>8} {'tuned':>8} {'ratio':>6}  "
-        f"{'defaults':>8} {'ratio':>6}  best setting of the grid"
+        f"{'defaults':>8} {'ratio':>6}  {'same':>6}  best setting of the grid"
     )
     for report in reports:
         for row in report.rows:
@@ -153,9 +157,12 @@ def show(reports: list[Report]) -> None:
             print(
                 f"{row.model:8} {row.metric:8} {row.best:8.1f} {row.tuned:8.1f}"
                 f" {row.of_best:6.3f}  {row.defaults[worst]:8.1f}"
-                f" {row.of_defaults[worst]:6.3f}  {row.best_setting}"
+                f" {row.of_defaults[worst]:6.3f}  {row.of_control:6.3f}  {row.best_setting}"
             )
-    print("tokens per second; `defaults` are those of the runtime whose own do best")
+    print(
+        "tokens per second; `defaults` are those of the runtime whose own do best; `same` is the"
+        " ratio to another worker with the tuned settings: nearer to 1 nothing can be told apart"
+    )
     for report in reports:
         outcome = report.outcome
         print(

@@ -80,6 +80,7 @@ def test_the_best_of_the_grid_is_another_one_for_each_metric() -> None:
     found = [
         {
             "tuned": figures(95, 48),
+            "tuned, another worker": figures(100, 48),
             "reader": figures(100, 40),
             "writer": figures(80, 50),
             "own": figures(90, 45, 90),
@@ -94,10 +95,11 @@ def test_the_best_of_the_grid_is_another_one_for_each_metric() -> None:
     ]
     assert [row.of_best for row in rows[:2]] == [pytest.approx(0.95), pytest.approx(0.96)]
     assert rows[1].of_defaults == {"r": pytest.approx(48 / 45)}
+    assert [row.of_control for row in rows[:2]] == [pytest.approx(0.95), 1.0]
 
 
 def row(of_best: float, of_defaults: float = 1.0) -> SpeedRow:
-    return SpeedRow("m", "decode", 1, "s", 1, of_best, {"r": 1}, {"r": of_defaults})
+    return SpeedRow("m", "decode", 1, "s", 1, of_best, 1.0, {"r": 1}, {"r": of_defaults})
 
 
 def test_bounds() -> None:
