@@ -117,6 +117,8 @@ def test_a_killed_daemon_leaves_no_lab(daemon: Daemon) -> None:
 
 def test_a_lab_that_is_stopped_is_gone_with_the_daemon(daemon: Daemon, api: openai.OpenAI) -> None:
     """A stopped process does not notice that its parent has ended; it must go all the same."""
+    with daemon.client() as client:
+        client.load("starter")  # a load ends the labs
     start(daemon)
     with api.chat.completions.create(
         model="starter", messages=STORY, max_tokens=400, stream=True
