@@ -93,7 +93,7 @@ def _set_memory(params: Any, order: dict[str, Any]) -> None:
     params.n_ubatch = order["ubatch"]
     params.n_outputs_max = order["n_outputs_max"]
     params.cache_ram_mib = order["cache_ram_mib"]
-    params.cache_idle_slots = order["cache_ram_mib"] > 0
+    params.cache_idle_slots = order["cache_ram_mib"] > 0 and order["kv_unified"]
     params.n_ctx_checkpoints = order["checkpoints"]
     params.swa_full = False
     params.no_extra_bufts = not order["extra_buffers"]

@@ -162,7 +162,7 @@ def _memory(plan: LaunchPlan) -> tuple[str, ...]:
     return (
         *(word for name, number in numbers.items() for word in (name, str(int(number)))),
         "--kv-unified" if plan.kv_unified else "--no-kv-unified",
-        "--cache-idle-slots" if plan.cache_ram_mib > 0 else "--no-cache-idle-slots",
+        "--cache-idle-slots" if plan.cache_ram_mib > 0 and plan.kv_unified else _STAY,
         "--repack" if plan.extra_buffers else "--no-repack",
         "--flash-attn",
         "on" if plan.flash_attention else "off",
@@ -182,6 +182,7 @@ def _kind(plan: LaunchPlan) -> tuple[str, ...]:
     return (*embedding, "--pooling", _POOLING[plan.pooling])
 
 
+_STAY: Final = "--no-cache-idle-slots"  # a slot with a cache of its own is in nobody's way
 _SERVER: Final = (
     "--threads-http",
     _HTTP_THREADS,

@@ -83,6 +83,7 @@ _WHYS: Final = {
     "ubatch": _WHY.format("with larger steps"),
     "context": _WHY.format("with a longer context"),
     "cells": _WHY.format("with more of them"),
+    "kv_unified": _WHY.format("with more cells"),
     "cache_ram_mib": _WHY.format("with more memory in use"),
     "flash_attention": _WHY.format("the other way"),
     "gpu_layers": _WHY.format("with more layers there"),
@@ -161,7 +162,8 @@ def choose(
     held = _held(choice.plan, wanted, changed)
     if _Change.CONTEXT in changes:
         # What was predicted for all of it stays, as an upper bound.
-        held |= {"cells": min(choice.plan.cells, choice.plan.context), "cache_ram_mib": 0}
+        cells = min(choice.plan.cells, choice.plan.context)
+        held |= {"cells": cells, "kv_unified": True, "cache_ram_mib": 0}
     return replace(choice, plan=_explained(replace(choice.plan, **held), held))
 
 

@@ -199,6 +199,7 @@ def settings_of(plan: LaunchPlan) -> LaunchPlan:
         plan,
         context=0,
         cells=0,
+        kv_unified=True,
         cache_ram_mib=0,
         memory=_NOTHING,
         reasons=(),

@@ -160,14 +160,14 @@ class LaunchPlan:
     n_outputs_max: int
     cache_ram_mib: int
     checkpoints: int
-    kv_unified: bool
+    kv_unified: bool  # all slots in one cache of `cells`; else each in an equal part of its own
     embedding: bool
     pooling: int | None
     extra_buffers: bool
     gpu_layers: int
     memory: MemoryNeed
     reasons: tuple[Reason, ...] = ()
-    cells: int = 0  # of the KV cache, shared by all slots; 0: as many as `context`
+    cells: int = 0  # of the KV cache, of all slots together; 0: as many as `context`
     runtime: str = ""  # name of the runtime to launch; "" is the current one
     flash_attention: bool = True
     kv_type: KvType = "f16"

@@ -10,7 +10,7 @@ against the peak memory of real workers whose whole context was in use.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from stoker.store.facts import ModelFacts
@@ -73,7 +73,7 @@ _REPACKED_ARM: Final = frozenset((*_REPACKED_X86, "Q5_K", "Q6_K", "Q8_0"))
 class Sizing:
     """The settings that decide how much memory a worker needs."""
 
-    cells: int  # of the KV cache, shared by all slots
+    cells: int  # of the KV cache, of all slots together
     parallel: int
     ubatch: int
     checkpoints: int
@@ -86,6 +86,12 @@ class Sizing:
     context: int = 0  # of one slot; bounds what is saved of it. 0: not known
     in_python: bool = True  # the built-in runtime
     placement: Placement = NOWHERE  # what is on a GPU instead of in memory
+    unified: bool = True  # all slots in one cache; False: each in an equal part of its own
+
+    @property
+    def reachable(self) -> int:
+        """Cells that one slot may attend to."""
+        return self.cells if self.unified else self.cells // self.parallel
 
 
 def memory_need(
@@ -101,7 +107,7 @@ def memory_need(
     held = sum(kv) if not away.layers else sum(kv[: len(kv) - min(away.blocks, len(kv))])
     state = state_bytes(facts) * sizing.parallel
     if survey is not None and not away.layers:
-        held, state = dry_kv_bytes(survey, sizing, formula=held + state, facts=facts), 0
+        held, state = _dry_kv_bytes(facts, sizing, survey), 0
     weights = facts.file_bytes if survey is None else survey.weights_bytes
     return MemoryNeed(
         weights_bytes=max(0, weights - away.weights_bytes),
@@ -120,7 +126,7 @@ def memory_need(
 
 
 def kv_bytes(facts: ModelFacts, sizing: Sizing) -> int:
-    """Keys and values of all layers, for the whole context shared by all slots."""
+    """Keys and values of all layers, of all slots together."""
     return sum(layer_kv_bytes(facts, sizing))
 
 
@@ -128,13 +134,28 @@ def layer_kv_bytes(facts: ModelFacts, sizing: Sizing) -> tuple[int, ...]:
     """The same for each layer, wherever it is computed; () for a model that keeps none."""
     if not keeps_cache(facts):
         return ()
-    full_cells = _padded(sizing.cells)
+    caches = 1 if sizing.unified else sizing.parallel
+    full_cells = _padded(sizing.reachable)
     sliding_cells = min(full_cells, sliding_window_cells(facts, sizing))
     sliding = facts.sliding_layers or (False,) * len(facts.kv_heads)
     return tuple(
-        _cell_bytes(facts, heads, sizing.kv_type) * (sliding_cells if slides else full_cells)
+        _cell_bytes(facts, heads, sizing.kv_type)
+        * (sliding_cells if slides else full_cells)
+        * caches
         for heads, slides in zip(facts.kv_heads, sliding, strict=True)
     )
+
+
+def _dry_kv_bytes(facts: ModelFacts, sizing: Sizing, survey: Survey) -> int:
+    """By the dry runs, with the recurrent state.
+
+    They are of one cache for all slots; what several take beyond it, the formula tells.
+    """
+    shared = replace(sizing, unified=True)
+    together = kv_bytes(facts, shared)
+    state = state_bytes(facts) * sizing.parallel
+    found = dry_kv_bytes(survey, shared, formula=together + state, facts=facts)
+    return found + kv_bytes(facts, sizing) - together
 
 
 def keeps_cache(facts: ModelFacts) -> bool:
@@ -149,8 +170,9 @@ def quantizes_cache(facts: ModelFacts) -> bool:
 
 
 def sliding_window_cells(facts: ModelFacts, sizing: Sizing) -> int:
-    """Cells of a windowed layer: one window per sequence, and what one batch adds."""
-    return _padded((facts.sliding_window or 0) * sizing.parallel + sizing.ubatch)
+    """Cells of a windowed layer in one cache: a window per sequence, and what one batch adds."""
+    sequences = sizing.parallel if sizing.unified else 1
+    return _padded((facts.sliding_window or 0) * sequences + sizing.ubatch)
 
 
 def _cell_bytes(facts: ModelFacts, heads: int, kv_type: KvType) -> int:
@@ -218,7 +240,8 @@ def compute_bytes(facts: ModelFacts, sizing: Sizing, survey: Survey | None = Non
     outputs = sizing.parallel * facts.vocab_size
     scratch = scratch_bytes(facts, sizing) + outputs * _PER_LOGIT
     if survey is not None:
-        scratch = dry_compute_bytes(survey, sizing, formula=scratch)
+        shared = replace(sizing, cells=sizing.reachable, unified=True)
+        scratch = dry_compute_bytes(survey, shared, formula=scratch)
     projector = 0
     if sizing.mmproj_bytes:
         projector = int(sizing.mmproj_bytes * _PROJECTOR_FACTOR) + _PROJECTOR_WORK
@@ -250,7 +273,7 @@ def work_bytes(facts: ModelFacts, sizing: Sizing) -> int:
 
 
 def _attended(facts: ModelFacts, sizing: Sizing) -> int:
-    return _padded(sizing.cells) if keeps_cache(facts) else sizing.ubatch
+    return _padded(sizing.reachable) if keeps_cache(facts) else sizing.ubatch
 
 
 def heads(facts: ModelFacts) -> int:

@@ -15,8 +15,9 @@ Pure. The rules, in order of weight:
 5. Up to a roomy length the context may use all of that memory. Beyond it, only half of what is
    then still free: cells are paid for at load, used or not, and a second model or a browser has
    more use for the other half than a conversation of that length that rarely comes.
-6. Slots share one pool of cells. A pool that runs over fails every request in it, so it grows
-   towards a full context for each slot: up to a bound, because cells cost time at load, and with
+6. Slots share one pool of cells. A pool that runs over fails every request in it, and each step
+   looks past what the other slots hold. So it grows towards a full context for each slot, and is
+   divided among them when it gets there: up to a bound, because cells cost time at load, and with
    at most a part of what is still free.
 """
 
@@ -41,7 +42,7 @@ from stoker.tuning.launch import (
     Tuned,
     Wishes,
 )
-from stoker.tuning.memory import CONTEXT_STEP, keeps_cache, quantizes_cache
+from stoker.tuning.memory import CONTEXT_STEP, MIB, keeps_cache, kv_bytes, quantizes_cache
 from stoker.tuning.reasons import reasons
 from stoker.tuning.refusal import gpu_short, short
 from stoker.tuning.task import Shape, Task, is_embedder
@@ -59,6 +60,7 @@ __all__ = [
 _BATCH: Final = 2048  # tokens; the engine's own default, split into ubatches
 _LEFT_FOR_CACHE: Final = 8  # the cache of old prompts takes one part in so many of what is free
 _LEAST_CACHE_MIB: Final = 64  # less holds no conversation
+_SMALL_POOL: Final = 512 * MIB  # of this size it is allocated in a quarter of a second
 _SMALLER_KV: Final[KvType] = "q8_0"  # half the memory; its loss cannot be noticed
 
 
@@ -108,7 +110,7 @@ def make_plan(  # noqa: PLR0913  # all inputs of a pure decision
         n_outputs_max=ubatch if task.embedding else shape.parallel,
         cache_ram_mib=shape.prompt_cache_mib,
         checkpoints=task.checkpoints,
-        kv_unified=True,
+        kv_unified=task.unified(shape),
         embedding=task.embedding,
         pooling=facts.pooling,
         extra_buffers=task.extra_buffers,
@@ -241,9 +243,11 @@ def _with_spare(task: Task, shape: Shape) -> Shape:
 
 def _pool(task: Task, shape: Shape) -> int:
     """Cells for all slots together: at least one context, at most one for each slot."""
-    most = min(shape.context * shape.parallel, max(shape.context, task.rules.pool_most))
     if not keeps_cache(task.facts):
         return shape.context
+    most = shape.context * shape.parallel
+    if kv_bytes(task.facts, task.sizing(replace(shape, cells=most))) > _SMALL_POOL:
+        most = min(most, max(shape.context, task.rules.pool_most))
     affordable = _affordable(task, shape, task.rules.pool_share)
 
     def good(cells: int) -> bool:

@@ -16,6 +16,7 @@ _NO_CACHE: Final = (
     "idle conversations stay in their slots; a second copy would take memory from others"
 )
 _UNIFIED: Final = "slots share the context, so one request alone can use all of it"
+_DIVIDED: Final = "each slot has a cache of its own: none has to look past what others keep"
 _DESCRIBED: Final = "from the model's own description"
 _MEASURABLE: Final = 0.005  # of the speed; less is no difference
 
@@ -31,7 +32,7 @@ def reasons(task: Task, plan: LaunchPlan) -> tuple[Reason, ...]:
         "parallel": _slots(task, plan),
         "cells": (_memory_source(task), _pool(plan)),
         "kv_type": _kv_type(task, plan),
-        "kv_unified": ("rule", _UNIFIED),
+        "kv_unified": ("rule", _UNIFIED if plan.kv_unified else _DIVIDED),
         "threads": _threads(task, plan.threads, reading=False),
         "threads_batch": _threads(task, plan.threads_batch, reading=True),
         "ubatch": _ubatch(task, plan),

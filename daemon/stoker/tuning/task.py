@@ -117,6 +117,11 @@ class Task:
             return self.wishes.flash_attention
         return kv_type != "f16" or self.tuned is None or self.tuned.best.flash_attention
 
+    def unified(self, shape: Shape) -> bool:
+        """Whether the slots are in one cache, because there is no whole context for each."""
+        alone = shape.parallel == 1 or self.embedding or not keeps_cache(self.facts)
+        return alone or shape.cells < shape.context * shape.parallel
+
     # --- cost --------------------------------------------------------------------------------
 
     def sizing(self, shape: Shape) -> Sizing:
@@ -133,6 +138,7 @@ class Task:
             prompt_cache_bytes=shape.prompt_cache_mib * MIB,
             context=shape.context,
             in_python=not self.runtime or self.runtime.startswith(_PYTHON_RUNTIME),
+            unified=self.unified(shape),
         )
 
     def need(self, shape: Shape) -> MemoryNeed:

@@ -97,6 +97,7 @@ def test_every_number_of_the_plan_reaches_the_program() -> None:
     [
         ({"extra_buffers": False}, "--no-repack"),
         ({"kv_unified": False}, "--no-kv-unified"),
+        ({"kv_unified": False}, "--no-cache-idle-slots"),
         ({"cache_ram_mib": 0}, "--no-cache-idle-slots"),
         ({"flash_attention": False}, "off"),
         ({"embedding": True}, "--embedding"),

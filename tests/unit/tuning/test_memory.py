@@ -33,6 +33,9 @@ def sizing(**changes: object) -> Sizing:
         (GEMMA, {"parallel": 1}, 24.0 + 15.0),
         (GEMMA, {"cells": 2048, "ubatch": 128}, 6.0 + 30.0),
         (BERT, {"cells": 512}, 0.0),
+        (STARTER, {"cells": 32_768, "unified": False}, 720.0),
+        (GEMMA, {"cells": 131_072, "unified": False}, 384.0 + 60.0),
+        (STARTER, {"cells": 3000, "parallel": 3, "unified": False}, 67.5),
     ],
 )
 def test_kv_is_what_the_engine_allocates(
@@ -84,6 +87,8 @@ def test_plain_attention_has_no_state() -> None:
         (STARTER, {"cells": 32_768}, 46.64),
         (GEMMA, {}, 28.78),
         (GEMMA, {"cells": 32_768}, 52.78),
+        (STARTER, {"cells": 32_768, "unified": False}, 21.51),
+        (GEMMA, {"cells": 131_072, "unified": False}, 50.77),
     ],
 )
 def test_compute_buffers_are_predicted_and_never_too_small(

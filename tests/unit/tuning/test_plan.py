@@ -80,7 +80,8 @@ def test_settings_agree_with_each_other(facts: ModelFacts, free: int, slots: int
     assert 1 <= made.ubatch <= made.batch
     assert made.n_outputs_max == (made.ubatch if made.embedding else slots)
     assert made.cache_ram_mib == 0
-    assert made.kv_unified
+    full = made.context * slots
+    assert made.kv_unified == (slots == 1 or made.embedding or made.cells < full)
 
 
 WISHES = st.builds(
@@ -201,7 +202,21 @@ def test_a_small_model_gets_its_whole_context_for_every_slot() -> None:
     made = plan(STARTER, machine())
 
     assert (made.context, made.parallel, made.cells) == (8192, 4, 32_768)
+    assert not made.kv_unified
+    assert "of its own" in reason(made, "kv_unified")
     assert "trained for" in reason(made, "context")
+
+
+def test_where_conversations_are_small_every_slot_has_its_whole_context() -> None:
+    """Gemma keeps few layers in full: four times 32,768 tokens are less than four of the others."""
+    made = plan(GEMMA, machine())
+    less = plan(GEMMA, with_free(made.memory.total_bytes), NO_RESERVE)
+
+    assert (made.context, made.parallel, made.cells) == (32_768, 4, 131_072)
+    assert made.memory.kv_bytes <= 512 * 1024 * 1024
+    assert less.kv_unified
+    assert less.context == made.context
+    assert "share" in reason(less, "kv_unified")
 
 
 def test_a_long_context_takes_half_of_what_is_free_beyond_a_roomy_one() -> None:

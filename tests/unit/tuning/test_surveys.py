@@ -89,17 +89,39 @@ def test_between_its_points_a_dry_run_is_close(
     assert said <= 1.2 * formula + MIB
 
 
-@given(st.sampled_from(MODELS), st.integers(4, 128), st.integers(1, 4), st.integers(128, 512))
+@given(
+    st.sampled_from(MODELS),
+    st.integers(4, 128),
+    st.integers(1, 4),
+    st.integers(128, 512),
+    st.booleans(),
+)
 def test_caches_are_never_said_to_be_smaller_than_they_are(
-    facts: ModelFacts, steps: int, parallel: int, ubatch: int
+    facts: ModelFacts,
+    steps: int,
+    parallel: int,
+    ubatch: int,
+    unified: bool,  # noqa: FBT001
 ) -> None:
     survey = engine_of(facts, plan(facts, Wishes(context=min(32_768, facts.context_length))))
-    settings = sizing(cells=256 * steps, parallel=parallel, ubatch=ubatch)
+    settings = sizing(cells=256 * steps, parallel=parallel, ubatch=ubatch, unified=unified)
     true = memory.kv_bytes(facts, settings) + memory.state_bytes(facts) * parallel
 
     said = memory.memory_need(facts, settings, survey).kv_bytes
 
     assert said >= 0.999 * true
+
+
+@pytest.mark.parametrize("facts", MODELS)
+def test_a_step_in_a_divided_cache_looks_at_one_slot_only(facts: ModelFacts) -> None:
+    survey = engine_of(facts, plan(facts), 1.0)
+    divided = sizing(cells=32_768, unified=False)
+
+    said = memory.compute_bytes(facts, divided, survey)
+
+    assert said < memory.compute_bytes(facts, sizing(cells=32_768), survey)
+    assert memory.compute_bytes(facts, divided) <= said + MIB
+    assert said <= 1.2 * memory.compute_bytes(facts, divided) + MIB
 
 
 def test_beyond_the_last_point_the_line_goes_on() -> None:
