@@ -26,7 +26,7 @@ QUICK_UBATCHES: Final = (256, 512)
 _BETWEEN_ANCHORS: Final = 6
 _SECOND_LOOK: Final = 8  # one part in so many of the grid, for each metric
 _FINALISTS: Final = 2  # for each metric
-_ROUNDS_OF_A_PROCESS: Final = 5
+_ROUNDS_OF_A_PROCESS: Final = 2
 
 Score = dict[str, float]  # of each metric, the logarithm of its ratio to the anchor's
 Tell = Callable[[str], None]
@@ -143,14 +143,17 @@ async def rounds(
     """Each subject once in each round, in another order.
 
     All are loaded at once, and only the one that is asked computes: so those of a round lie seconds
-    apart, and the machine has little time to become another one. After some rounds all begin anew,
-    for where a process has its memory is chance, too.
+    apart, and the machine has little time to become another one. After two rounds all begin anew in
+    another order: where a process has its memory is chance, too, and latecomers have it elsewhere.
     """
     dice = random.Random(seed)  # noqa: S311  # not a secret
     found: list[dict[str, Figures]] = []
     while len(found) < count:
         async with AsyncExitStack() as stack:
-            serving = {one: await stack.enter_async_context(bench.running(one)) for one in running}
+            serving = {
+                one: await stack.enter_async_context(bench.running(one))
+                for one in dice.sample(list(running), len(running))
+            }
             for _ in range(min(_ROUNDS_OF_A_PROCESS, count - len(found))):
                 bench.tell(f"round {len(found) + 1} of {count}")
                 order = dice.sample(list(running), len(running))
