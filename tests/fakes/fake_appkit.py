@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import pytest
 from PIL import Image
 
-from tests.fakes.fresh_modules import fresh_modules
+from tests.fakes.fresh_modules import forget_icons, fresh_modules
 from tests.fakes.tray_listener import RecordingListener
 
 VISIBLE = 2  # NSWindowOcclusionStateVisible
@@ -420,3 +420,4 @@ def mac_desktop(patch: pytest.MonkeyPatch, mac: FakeMac) -> Iterator[MenuBar]:
     adapter = "stoker_tray.adapters.darwin"
     with fresh_modules("pystray._darwin", adapter):
         yield MenuBar(mac, importlib.import_module(adapter))
+        forget_icons("pystray._darwin")

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import pytest
 
-from tests.fakes.fresh_modules import fresh_modules
+from tests.fakes.fresh_modules import forget_icons, fresh_modules
 from tests.fakes.tray_listener import RecordingListener
 
 WM_QUERYENDSESSION, WM_QUIT = 0x0011, 0x0012
@@ -369,4 +369,5 @@ def windows_desktop(patch: pytest.MonkeyPatch, windows: FakeWindows) -> Iterator
     adapter = "stoker_tray.adapters.win32"
     with fresh_modules("pystray._util.win32", "pystray._win32", adapter):
         yield Desktop(windows, importlib.import_module(adapter))
+        forget_icons("pystray._win32")
     assert not windows.stuck

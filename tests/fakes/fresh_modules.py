@@ -22,6 +22,11 @@ def fresh_modules(*names: str) -> Iterator[None]:
             setattr(sys.modules[package], child, module)
 
 
+def forget_icons(backend: str) -> None:
+    """Let icons of this backend end in silence: the system that they would tell is gone by then."""
+    sys.modules[backend].Icon.__del__ = lambda _icon: None
+
+
 def _forget(names: tuple[str, ...]) -> None:
     for name in names:
         sys.modules.pop(name, None)
