@@ -10,15 +10,15 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
-from statistics import fmean, median
-from typing import Final
+from statistics import fmean, median, pstdev
+from typing import Final, NamedTuple, TypeVar
 
 from stoker.tuner.job import trial_of
 from stoker.tuning.launch import LaunchPlan, Trial
-from tests.benchmarks.speeds import METRICS, Figures, Load, measure
+from tests.benchmarks.speeds import METRICS, Load, Sample, measure, warm_up
 from tests.benchmarks.workers import Model, Place, Serving
 
 UBATCHES: Final = (128, 256, 512, 1024)
@@ -26,10 +26,13 @@ QUICK_UBATCHES: Final = (256, 512)
 _BETWEEN_ANCHORS: Final = 6
 _SECOND_LOOK: Final = 8  # one part in so many of the grid, for each metric
 _FINALISTS: Final = 2  # for each metric
-_ROUNDS_OF_A_PROCESS: Final = 2
+_ERROR_OF_MIDDLE: Final = 1.0233  # over that of a mean: sqrt(pi/3), of normal errors
 
+Figures = dict[str, Sample]  # of each metric
 Score = dict[str, float]  # of each metric, the logarithm of its ratio to the anchor's
+Turn = dict[str, Sample]  # of each subject, by its label: one metric, taken one after the other
 Tell = Callable[[str], None]
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,23 @@ class Bench:
         return self.place.serving(subject.plan)
 
     async def sample(self, subject: Subject) -> Figures:
-        """The figures of a new process."""
+        """All figures of a new process."""
         async with self.running(subject) as serving:
-            return await self.ask(subject, serving)
+            await warm_up(serving)
+            return {metric: await self.ask(subject, serving, metric) for metric in METRICS}
 
-    async def ask(self, subject: Subject, serving: Serving) -> Figures:
-        found = await measure(serving, self.load)
-        figures = "  ".join(f"{metric} {found.of(metric):7.1f}" for metric in METRICS)
-        self.tell(f"{subject.label:44} {figures}  (others {found.others:.2f} CPUs)")
+    async def ask(self, subject: Subject, serving: Serving, metric: str) -> Sample:
+        found = await measure(serving, self.load, metric)
+        figure = f"{metric:8} {found.rate:7.1f}  (others {found.others:.2f} CPUs)"
+        self.tell(f"{subject.label:44} {figure}")
         return found
+
+
+class Ratio(NamedTuple):
+    """The middle of many ratios, and how much of it may be chance (its standard error)."""
+
+    value: float
+    error: float
 
 
 def words(trial: Trial) -> str:
@@ -109,12 +120,13 @@ async def first_passes(
     """All of the grid once, then what looked good for any metric once more."""
     scores: dict[Subject, list[Score]] = {subject: [] for subject in grid}
     await _pass(bench, grid, anchor, scores)
-    again = leaders(scores, max(_FINALISTS, len(grid) // _SECOND_LOOK))
-    await _pass(bench, again, anchor, scores)
+    count = max(_FINALISTS, len(grid) // _SECOND_LOOK)
+    again = dict.fromkeys(one for metric in METRICS for one in leaders(scores, metric, count))
+    await _pass(bench, list(again), anchor, scores)
     return scores
 
 
-def finalists(scores: dict[Subject, list[Score]], tuned: LaunchPlan) -> list[Subject]:
+def finalists(scores: dict[Subject, list[Score]], tuned: LaunchPlan) -> dict[str, list[Subject]]:
     """The best for each metric, among those that were looked at twice, without the tuned setting.
 
     What equals it would only be measured against itself.
@@ -125,62 +137,82 @@ def finalists(scores: dict[Subject, list[Score]], tuned: LaunchPlan) -> list[Sub
         for one, found in scores.items()
         if len(found) == most and (one.plan is None or trial_of(one.plan) != trial_of(tuned))
     }
-    return leaders(looked_at, _FINALISTS)
+    return {metric: leaders(looked_at, metric, _FINALISTS) for metric in METRICS}
 
 
-def leaders(scores: dict[Subject, list[Score]], count: int) -> list[Subject]:
-    """The first `count` of each metric, each named once. Pure."""
-    found: dict[Subject, None] = {}
-    for metric in METRICS:
-        ranked = sorted(scores, key=lambda one: -fmean(score[metric] for score in scores[one]))
-        found.update(dict.fromkeys(ranked[:count]))
-    return list(found)
+def leaders(scores: dict[Subject, list[Score]], metric: str, count: int) -> list[Subject]:
+    """The first `count`. Pure."""
+    ranked = sorted(scores, key=lambda one: -fmean(score[metric] for score in scores[one]))
+    return ranked[:count]
 
 
 async def rounds(
-    bench: Bench, running: Sequence[Subject], count: int, seed: int
-) -> list[dict[str, Figures]]:
-    """Each subject once in each round, in another order.
+    bench: Bench, running: Mapping[str, Sequence[Subject]], count: int, seed: int
+) -> dict[str, list[Turn]]:
+    """One turn of each metric in each round: each of its subjects is asked once.
 
-    All are loaded at once, and only the one that is asked computes: so those of a round lie seconds
-    apart, and the machine has little time to become another one. After two rounds all begin anew in
-    another order: where a process has its memory is chance, too, and latecomers have it elsewhere.
+    All are loaded anew in each round, in another order: a process keeps whatever luck it had with
+    its memory, so what is asked twice of one process says little more than what is asked once, and
+    latecomers have their memory elsewhere. Only the one that is asked computes, and one metric is
+    asked of all before the next: so what is compared lies a second or two apart. On a machine
+    whose speed wanders within seconds that halves the error of a ratio.
     """
     dice = random.Random(seed)  # noqa: S311  # not a secret
-    found: list[dict[str, Figures]] = []
-    while len(found) < count:
+    everybody = list(dict.fromkeys(one for subjects in running.values() for one in subjects))
+    found: dict[str, list[Turn]] = {metric: [] for metric in running}
+    for number in range(1, count + 1):
+        bench.tell(f"round {number} of {count}")
         async with AsyncExitStack() as stack:
             serving = {
                 one: await stack.enter_async_context(bench.running(one))
-                for one in dice.sample(list(running), len(running))
+                for one in _shuffled(everybody, dice)
             }
-            for _ in range(min(_ROUNDS_OF_A_PROCESS, count - len(found))):
-                bench.tell(f"round {len(found) + 1} of {count}")
-                order = dice.sample(list(running), len(running))
-                found.append({one.label: await bench.ask(one, serving[one]) for one in order})
+            for one in everybody:
+                await warm_up(serving[one])
+            for metric in _shuffled(running, dice):
+                order = _shuffled(running[metric], dice)
+                found[metric].append(
+                    {one.label: await bench.ask(one, serving[one], metric) for one in order}
+                )
     return found
 
 
-def ratio(found: Iterable[dict[str, Figures]], ours: str, theirs: str, metric: str) -> float:
-    """The median over all rounds of what is compared within each. Pure."""
-    return median(one[ours].of(metric) / one[theirs].of(metric) for one in found)
+def ratio(turns: Iterable[Turn], ours: str, theirs: str) -> Ratio:
+    """The middle of what is compared within each turn. Pure."""
+    return _middle([one[ours].rate / one[theirs].rate for one in turns])
 
 
-def ratio_to_best(
-    found: Sequence[dict[str, Figures]], ours: str, others: Sequence[str], metric: str
-) -> float:
-    """Ours over the best of the others, which the *other* rounds named for each round. Pure.
+def ratio_to_best(turns: Sequence[Turn], ours: str, others: Sequence[str]) -> Ratio:
+    """Ours over the best of the others, which the *other* turns named for each turn. Pure.
 
     Whoever is ahead of many in the very figures it is then judged by is ahead by luck as well:
     with nine equals that differ by a tenth from run to run, the best seems 5 % better than they
-    are. A round of its own has no such preference.
+    are. A turn of its own has no such preference.
     """
     shares = []
-    for place, one in enumerate(found):
-        rest = [*found[:place], *found[place + 1 :]] or [one]
-        best = max(others, key=lambda label: ratio(rest, label, ours, metric))
-        shares.append(one[ours].of(metric) / one[best].of(metric))
-    return median(shares)
+    for place, one in enumerate(turns):
+        rest = [*turns[:place], *turns[place + 1 :]] or [one]
+        best = max(others, key=lambda label: ratio(rest, label, ours).value)
+        shares.append(one[ours].rate / one[best].rate)
+    return _middle(shares)
+
+
+def _middle(shares: Sequence[float]) -> Ratio:
+    """The median of the means of all pairs (Hodges and Lehmann), in logarithms.
+
+    Nearly as exact as a mean where errors are normal (a median needs half as many shares again),
+    and nearly as calm as a median about the few that something disturbed.
+    """
+    logs = [math.log(share) for share in shares]
+    pairs = itertools.combinations_with_replacement(logs, 2)
+    value = math.exp(median(fmean(pair) for pair in pairs))
+    error = _ERROR_OF_MIDDLE * pstdev(logs) / math.sqrt(max(1, len(logs) - 1))
+    return Ratio(value, value * error)
+
+
+def _shuffled(items: Iterable[_Item], dice: random.Random) -> list[_Item]:
+    everything = list(items)
+    return dice.sample(everything, len(everything))
 
 
 async def _pass(
@@ -191,7 +223,7 @@ async def _pass(
 ) -> None:
     """One sample each, related to the anchor's figures around it."""
     dice = random.Random(len(wanted))  # noqa: S311  # not a secret
-    order = dice.sample(list(wanted), len(wanted))
+    order = _shuffled(wanted, dice)
     before = await bench.sample(anchor)
     for start in range(0, len(order), _BETWEEN_ANCHORS):
         block = order[start : start + _BETWEEN_ANCHORS]
@@ -207,8 +239,8 @@ async def _pass(
 def _score(sample: Figures, before: Figures, after: Figures, share: float) -> Score:
     """Against what the anchor would have shown at that moment."""
     return {
-        metric: math.log(sample.of(metric))
-        - (1 - share) * math.log(before.of(metric))
-        - share * math.log(after.of(metric))
+        metric: math.log(sample[metric].rate)
+        - (1 - share) * math.log(before[metric].rate)
+        - share * math.log(after[metric].rate)
         for metric in METRICS
     }

@@ -17,20 +17,20 @@ from statistics import geometric_mean, median
 import anyio
 
 from tests.benchmarks import grid
-from tests.benchmarks.grid import Bench, Subject
-from tests.benchmarks.speeds import METRICS, Figures, Load
+from tests.benchmarks.grid import Bench, Subject, Turn
+from tests.benchmarks.speeds import METRICS, Load
 from tests.benchmarks.tuning import tell
 from tests.benchmarks.workers import MODELS, Model, Place, chosen, place
 
 _ROUNDS = 7
 
 
-async def compare(where: Place, model: Model, rounds: int) -> list[dict[str, Figures]]:
-    """Figures of each runtime, by its name."""
+async def compare(where: Place, model: Model, rounds: int) -> dict[str, list[Turn]]:
+    """The turns of each metric; runtimes by their names."""
     await where.prepare(model)
     bench = Bench(where, model, Load(), tell)
     running = [Subject(name, name, where.plan(model, name)) for name in where.runtimes]
-    return await grid.rounds(bench, running, rounds, seed=1)
+    return await grid.rounds(bench, dict.fromkeys(METRICS, running), rounds, seed=1)
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=_ROUNDS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found: dict[str, list[dict[str, Figures]]] = {}
+    found: dict[str, dict[str, list[Turn]]] = {}
 
     async def run() -> tuple[str, ...]:
         with place() as where:
@@ -53,21 +53,22 @@ def main() -> None:
     built_in, native = names
     ratios = []
     print(f"{'model':8} {'metric':8} {'built-in':>9} {'native':>9} {'ratio':>6}")
-    for model, rounds in found.items():
-        for metric in METRICS:
-            ours, theirs = (
-                median(one[name].of(metric) for one in rounds) for name in (native, built_in)
-            )
-            ratios.append(grid.ratio(rounds, native, built_in, metric))
+    for model, metrics in found.items():
+        for metric, turns in metrics.items():
+            ours, theirs = (median(one[name].rate for one in turns) for name in (native, built_in))
+            ratios.append(grid.ratio(turns, native, built_in).value)
             print(f"{model:8} {metric:8} {theirs:9.1f} {ours:9.1f} {ratios[-1]:6.3f}")
     speedup = geometric_mean(ratios)
     print(f"tokens per second, medians of {options.rounds} rounds; speed-up {speedup:.3f}")
     if options.json:
         rows = {
-            model: [{name: asdict(one) for name, one in each.items()} for each in rounds]
-            for model, rounds in found.items()
+            model: {
+                metric: [{name: asdict(one) for name, one in turn.items()} for turn in turns]
+                for metric, turns in metrics.items()
+            }
+            for model, metrics in found.items()
         }
-        options.json.write_text(json.dumps({"speedup": speedup, "rounds": rows}, indent=1))
+        options.json.write_text(json.dumps({"speedup": speedup, "turns": rows}, indent=1))
     if speedup <= 1:
         raise SystemExit("the compiled runtime is not faster")
 

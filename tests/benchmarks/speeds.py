@@ -1,16 +1,14 @@
 """How fast a worker is, asked over HTTP as a client would: a prompt, one stream, four streams.
 
 Prompts are lists of token numbers, so that their length is exact under every model, and nothing
-is taken from a cache. Both clocks are kept: the engine's own and the client's.
+is taken from a cache.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import geometric_mean, median
 from typing import Any, Final
 
 import anyio
@@ -20,12 +18,11 @@ import psutil
 from stoker.engine.probe import client
 from tests.benchmarks.workers import Serving
 
-METRICS: Final = ("prefill", "decode", "batch")
 _TIMEOUT_S: Final = 1800  # 32,768 tokens at 20 a second
 _TO_GENERATE: Final = 8
 _FIRST_TOKEN, _LAST_TOKEN = 1000, 45_000  # ordinary words in both vocabularies
-_OTHERS: Final = 0.20  # CPUs that other programs may use while we measure
-_PATIENCE: Final = 2  # measurements that are thrown away for it; then the next one counts
+_OTHERS: Final = 0.10  # CPUs that other programs may use while we measure
+_PATIENCE: Final = 4  # measurements that are thrown away for it; then the next one counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,32 +30,32 @@ class Load:
     """What is asked of each setting."""
 
     prompt: int = 512
-    generate: int = 48
+    generate: int = 32
     streams: int = 4
     stream_prompt: int = 32
+    stream_generate: int = 48
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """Tokens per second; prefill and decode by the engine's clock, batch by ours."""
+class Sample:
+    """One metric of one worker."""
 
-    prefill: float
-    decode: float
-    batch: float
-    wall_s: float  # of the one stream, by our clock
+    rate: float  # tokens per second; of a batch by our clock, else by the engine's
     others: float  # CPUs that other programs used meanwhile
 
-    def of(self, metric: str) -> float:
-        value: float = getattr(self, metric)
-        return value
 
-
-async def measure(serving: Serving, load: Load) -> Figures:
-    """The figures of one worker after a short warm-up; again when the machine was busy."""
+async def warm_up(serving: Serving) -> None:
+    """What is slow only once."""
     async with client(serving.address, serving.key) as http:
         await _ask(http, _tokens(64, 0), 4)
+
+
+async def measure(serving: Serving, load: Load, metric: str) -> Sample:
+    """One metric of one worker; again when the machine was busy."""
+    async with client(serving.address, serving.key) as http:
         for attempt in range(_PATIENCE + 1):
-            found = await _measure(http, load, serving.pid)
+            watch = _Others(serving.pid)
+            found = Sample(await _RATES[metric](http, load), watch.cpus())
             if found.others <= _OTHERS or attempt == _PATIENCE:
                 break
     return found
@@ -75,28 +72,27 @@ async def fill(serving: Serving, *, slots: int, context: int, cells: int) -> Non
             await _ask(http, _tokens(context - _TO_GENERATE - 1, slots), _TO_GENERATE)
 
 
-async def _measure(http: httpx2.AsyncClient, load: Load, pid: int) -> Figures:
-    watch = _Others(pid)
-    start = time.perf_counter()
-    one = await _ask(http, _tokens(load.prompt, 1), load.generate)
-    wall_s = time.perf_counter() - start
-    answers: list[dict[str, Any]] = []
+async def _prefill(http: httpx2.AsyncClient, load: Load) -> float:
+    answer = await _ask(http, _tokens(load.prompt, 1), 1)
+    return float(answer["prompt_n"] * 1000 / answer["prompt_ms"])
 
-    async def stream(number: int) -> None:
-        answers.append(await _ask(http, _tokens(load.stream_prompt, number), load.generate))
 
+async def _decode(http: httpx2.AsyncClient, load: Load) -> float:
+    answer = await _ask(http, _tokens(load.prompt, 1), load.generate)
+    return float(answer["predicted_n"] * 1000 / answer["predicted_ms"])
+
+
+async def _batch(http: httpx2.AsyncClient, load: Load) -> float:
     start = time.perf_counter()
     async with anyio.create_task_group() as tasks:
         for number in range(2, 2 + load.streams):
-            tasks.start_soon(stream, number)
-    together_s = time.perf_counter() - start
-    return Figures(
-        prefill=one["prompt_n"] * 1000 / one["prompt_ms"],
-        decode=one["predicted_n"] * 1000 / one["predicted_ms"],
-        batch=sum(answer["predicted_n"] for answer in answers) / together_s,
-        wall_s=wall_s,
-        others=watch.cpus(),
-    )
+            prompt = _tokens(load.stream_prompt, number)
+            tasks.start_soon(_ask, http, prompt, load.stream_generate)
+    return load.streams * load.stream_generate / (time.perf_counter() - start)
+
+
+_RATES: Final = {"prefill": _prefill, "decode": _decode, "batch": _batch}
+METRICS: Final = tuple(_RATES)
 
 
 async def _ask(http: httpx2.AsyncClient, prompt: list[int], generate: int) -> dict[str, Any]:
@@ -142,12 +138,3 @@ class _Others:
         busy = sum(times) - sum(getattr(times, name, 0.0) for name in idle)
         ours = (one.cpu_times() for one in self._ours)
         return busy - sum(one.user + one.system for one in ours)
-
-
-def middle(samples: Sequence[Figures]) -> dict[str, float]:
-    """The median of each metric."""
-    return {metric: median(one.of(metric) for one in samples) for metric in METRICS}
-
-
-def mean_of(samples: Sequence[Figures], metric: str) -> float:
-    return geometric_mean([one.of(metric) for one in samples])

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import random
+from statistics import pstdev
 
 import pytest
 
 from stoker.tuning.launch import MemoryNeed
 from stoker.tuning.memory import MIB
 from tests.benchmarks import grid
-from tests.benchmarks.grid import Subject
+from tests.benchmarks.grid import Ratio, Subject, Turn
 from tests.benchmarks.memory import Row, Used
 from tests.benchmarks.memory import failures as memory_failures
-from tests.benchmarks.speeds import Figures
+from tests.benchmarks.speeds import Sample
 from tests.benchmarks.tuning import Row as SpeedRow
-from tests.benchmarks.tuning import failures, rows_of
+from tests.benchmarks.tuning import failures, row_of
 
 
-def figures(prefill: float, decode: float = 50, batch: float = 100) -> Figures:
-    return Figures(prefill, decode, batch, wall_s=1, others=0)
+def turn(**rates: float) -> Turn:
+    return {label: Sample(rate, others=0) for label, rate in rates.items()}
 
 
 def subject(label: str) -> Subject:
@@ -36,15 +38,35 @@ def test_leaders_are_the_first_of_each_metric_and_named_once() -> None:
         c: [{"prefill": 0.0, "decode": 0.1, "batch": 0.1}],
     }
 
-    assert grid.leaders(scores, 1) == [a, b]
+    assert [grid.leaders(scores, metric, 1) for metric in ("prefill", "decode")] == [[a], [b]]
+    assert grid.leaders(scores, "batch", 2) == [b, c]
 
 
 def test_a_machine_that_slows_down_does_not_change_a_ratio() -> None:
-    found = [
-        {"tuned": figures(speed * 0.9), "best": figures(speed)} for speed in (100, 50, 10, 200)
+    found = [turn(tuned=speed * 0.9, best=speed) for speed in (100, 50, 10, 200)]
+
+    share = grid.ratio(found, "tuned", "best")
+
+    assert share.value == pytest.approx(0.9)
+    assert share.error == pytest.approx(0, abs=1e-9)
+
+
+def test_the_error_of_a_ratio_is_what_repetitions_differ_by() -> None:
+    dice = random.Random(1)  # noqa: S311  # not a secret
+    ratios = [
+        grid.ratio([turn(a=dice.gauss(100, 8), b=100) for _ in range(60)], "a", "b")
+        for _ in range(300)
     ]
 
-    assert grid.ratio(found, "tuned", "best", "prefill") == pytest.approx(0.9)
+    assert pstdev(one.value for one in ratios) == pytest.approx(ratios[0].error, rel=0.25)
+
+
+def test_a_few_disturbed_turns_do_not_move_a_ratio() -> None:
+    calm = [turn(a=100 + wobble, b=100) for wobble in (-4, -3, -2, -1, 0, 0, 1, 2, 3, 4)]
+
+    share = grid.ratio([*calm, turn(a=30, b=100)], "a", "b")
+
+    assert share.value == pytest.approx(1.0, abs=0.01)
 
 
 def test_luck_does_not_make_a_best() -> None:
@@ -52,54 +74,53 @@ def test_luck_does_not_make_a_best() -> None:
     dice = random.Random(1)  # noqa: S311  # not a secret
     labels = [f"s{number}" for number in range(9)]
     found = [
-        {label: figures(100 * dice.uniform(0.85, 1.15)) for label in ["tuned", *labels]}
+        turn(**{label: 100 * dice.uniform(0.85, 1.15) for label in ["tuned", *labels]})
         for _ in range(99)
     ]
 
-    assert grid.ratio_to_best(found, "tuned", labels, "prefill") == pytest.approx(1.0, abs=0.03)
+    share = grid.ratio_to_best(found, "tuned", labels)
+
+    assert share.value == pytest.approx(1.0, abs=0.03)
 
 
 def test_one_that_is_better_is_seen() -> None:
     dice = random.Random(1)  # noqa: S311  # not a secret
     found = [
-        {
-            "tuned": figures(90 * dice.uniform(0.95, 1.05)),
-            "equal": figures(90 * dice.uniform(0.95, 1.05)),
-            "better": figures(100 * dice.uniform(0.95, 1.05)),
-        }
+        turn(
+            tuned=90 * dice.uniform(0.95, 1.05),
+            equal=90 * dice.uniform(0.95, 1.05),
+            better=100 * dice.uniform(0.95, 1.05),
+        )
         for _ in range(9)
     ]
 
-    share = grid.ratio_to_best(found, "tuned", ["equal", "better"], "prefill")
+    share = grid.ratio_to_best(found, "tuned", ["equal", "better"])
 
-    assert share == pytest.approx(0.9, abs=0.04)
+    assert share.value == pytest.approx(0.9, abs=0.04)
 
 
-def test_the_best_of_the_grid_is_another_one_for_each_metric() -> None:
-    fast_reader, fast_writer = subject("reader"), subject("writer")
+def test_tuned_is_what_both_of_its_workers_show() -> None:
     found = [
-        {
-            "tuned": figures(95, 48),
-            "tuned, another worker": figures(100, 48),
-            "reader": figures(100, 40),
-            "writer": figures(80, 50),
-            "own": figures(90, 45, 90),
-        }
+        turn(
+            **{"tuned, one worker": 90, "tuned, another worker": 100, "reader": 100, "own": 90},
+            slow=80,
+        )
     ] * 3
+    best = [subject("reader"), subject("slow")]
 
-    rows = rows_of("m", found, [fast_reader, fast_writer], [subject("own")])
+    row = row_of("m", "prefill", found, best, [subject("own")])
 
-    assert [(row.metric, row.best_setting) for row in rows[:2]] == [
-        ("prefill", "reader"),
-        ("decode", "writer"),
-    ]
-    assert [row.of_best for row in rows[:2]] == [pytest.approx(0.95), pytest.approx(0.96)]
-    assert rows[1].of_defaults == {"r": pytest.approx(48 / 45)}
-    assert [row.of_control for row in rows[:2]] == [pytest.approx(0.95), 1.0]
+    both = math.sqrt(90 * 100)
+    assert (row.best_setting, row.best) == ("reader", 100)
+    assert row.tuned == pytest.approx(both)
+    assert row.of_best.value == pytest.approx(both / 100)
+    assert row.of_defaults["r"].value == pytest.approx(both / 90)
+    assert row.same.value == pytest.approx(0.9)
 
 
 def row(of_best: float, of_defaults: float = 1.0) -> SpeedRow:
-    return SpeedRow("m", "decode", 1, "s", 1, of_best, 1.0, {"r": 1}, {"r": of_defaults})
+    shares = [Ratio(share, error=0.01) for share in (of_best, 1.0, of_defaults)]
+    return SpeedRow("m", "decode", 1, "s", 1, shares[0], shares[1], {"r": 1}, {"r": shares[2]})
 
 
 def test_bounds() -> None:
