@@ -145,7 +145,7 @@ async def test_an_engine_without_figures_still_answers(fake: FakeEngine, paths: 
 async def test_a_pulse_is_read_once_and_asked_once_at_a_time(
     fake: FakeEngine, paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "TIMEOUT_S", SOON_S)
+    monkeypatch.setattr(heartbeat, "TIMEOUT_S", WAIT_S)
     worker = await wedged(fake, paths, Behaviour(wedge=True))
     async with Upstream(worker.address, worker.key) as upstream, anyio.create_task_group() as tasks:
         pulse = Pulse(upstream, 512)
@@ -160,6 +160,7 @@ async def test_a_pulse_is_read_once_and_asked_once_at_a_time(
 
         tasks.start_soon(_ask, upstream)
         await until_silent(upstream)
+        monkeypatch.setattr(heartbeat, "TIMEOUT_S", SOON_S)
         tasks.start_soon(pulse.take)
         await anyio.lowlevel.checkpoint()
         await pulse.take()  # returns at once: it is being asked

@@ -78,11 +78,12 @@ def host(session: Session) -> Iterator[TrayHost]:
         yield host
 
 
-def status(models: tuple[ModelView, ...] = ()) -> StatusView:
+def status(models: tuple[ModelView, ...] = (), pulls: tuple[PullView, ...] = ()) -> StatusView:
     return StatusView(
         daemon=DaemonView(version=__version__, pid=1, uptime_s=5.0, home="/nowhere"),
         server=ServerView(enabled=True, base_url="http://127.0.0.1:4328/v1"),
         models=models,
+        pulls=pulls,
         resources=ResourcesView(cpu_percent=8, ram_used_bytes=5 * 10**9, ram_total_bytes=10**10),
     )
 
@@ -284,16 +285,14 @@ def test_the_rows_of_an_open_menu_stay_where_they_are(
         wait_for_label(host, "one — ready")
         rows = wait_until(lambda: rows_with_login(host), "the whole menu")
 
+        pulls: tuple[PullView, ...] = ()
         for opened in range(2):
             host.open_menu()
-            control.publish(
-                PullChanged(
-                    pull=PullView(
-                        id=f"p{opened}", reference=f"new-{opened}", state=PullState.FETCHING
-                    )
-                )
-            )
-            control.publish(ModelChanged(model=ready("one", tokens_per_s=100 + opened)))
+            model = ready("one", tokens_per_s=100 + opened)
+            pull = PullView(id=f"p{opened}", reference=f"new-{opened}", state=PullState.FETCHING)
+            pulls = (*pulls, pull)
+            control.status = status((model,), pulls)  # an open menu asks for it each second
+            control.publish(PullChanged(pull=pull), ModelChanged(model=model))
             wait_for_label(host, f"one — answering, {100 + opened} tokens/s")
             assert [line.number for line in host.menu()] == rows
 

@@ -156,6 +156,7 @@ async def test_what_was_learnt_is_there_after_a_restart(tmp_path: Path) -> None:
         assert (await served.chat(max_tokens=1)).status_code == 200
         assert served.lifecycle.view(M).rung == Rung.PLAIN_BUFFERS
         digest = served.lifecycle.digest_of(M)
+        await served.until(lambda: any(served.home.rglob("rungs.json")))  # written beside
         file = next(served.home.rglob("rungs.json"))
         copy = tmp_path / "rungs.json"
         copy.write_bytes(file.read_bytes())
