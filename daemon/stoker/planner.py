@@ -310,5 +310,6 @@ def _is_trial(plan: LaunchPlan, tuned: Tuned) -> bool:
         and plan.ubatch == best.ubatch
         and plan.flash_attention == best.flash_attention
         and plan.extra_buffers == best.extra_buffers
+        and plan.gpu_layers == best.gpu_layers
         and plan.kv_type == "f16"
     )

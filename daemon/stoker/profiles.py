@@ -54,6 +54,7 @@ class _Trial(_Document):
     ubatch: Annotated[int, Field(ge=32, le=4096)]
     flash_attention: bool
     extra_buffers: bool
+    gpu_layers: Annotated[int, Field(ge=0, le=4096)] = 0  # files of older versions are without it
 
 
 class _Speeds(_Document):

@@ -116,8 +116,8 @@ def calibration(
     models = []
     for manifest in store.list():
         tuned = _tuned(manifest, profiles, hardware, profile)
-        if tuned is None or manifest.damaged:
-            continue
+        if tuned is None or manifest.damaged or tuned.best.gpu_layers:
+            continue  # what a GPU computed says nothing of the processor
         try:
             read = reading(store.facts(manifest))
         except StokerError as error:

@@ -195,6 +195,7 @@ def _document(digest: str, runtime: str) -> dict[str, object]:
         "ubatch": 256,
         "flash_attention": False,
         "extra_buffers": True,
+        "gpu_layers": 0,
     }
     tuned = {
         "key": tuning_key(probe()),

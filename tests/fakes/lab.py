@@ -25,7 +25,7 @@ class FakeLab:
     def __init__(self, world: FakeLabs, library: Library) -> None:
         self.world = world
         self.library = library
-        self.loaded: bool | None = None
+        self.loaded: tuple[bool, int] | None = None
         self.paused = False
         self.dead = False
         self._woken = anyio.Event()
@@ -41,15 +41,15 @@ class FakeLab:
         )
         return Survey(self.library.runtime, 10_000, 0, points)
 
-    async def load(self, model: Path, *, extra_buffers: bool) -> None:
+    async def load(self, model: Path, *, extra_buffers: bool, gpu_layers: int = 0) -> None:
         assert model.name
         await anyio.lowlevel.checkpoint()
-        self.loaded = extra_buffers
+        self.loaded = (extra_buffers, gpu_layers)
 
     async def measure(
         self, trial: Trial, *, prompt: int = 512, generate: int = 32, streams: int = 4
     ) -> Speeds:
-        assert self.loaded is trial.extra_buffers
+        assert self.loaded == (trial.extra_buffers, trial.gpu_layers)
         assert trial.runtime == self.library.runtime
         assert min(prompt, generate, streams) >= 1
         self.world.running.append(self)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +14,7 @@ import pytest
 from stoker import paths
 from stoker.engine.lab import Library
 from stoker.events import EventBus
+from stoker.hardware.facts import GpuFacts, HardwareFacts
 from stoker.lifecycle.runtime import Lifecycle
 from stoker.metrics import Metrics
 from stoker.profiles import Profiles
@@ -28,7 +29,7 @@ from stoker.types import ModelId, ModelState
 from tests.fakes.engine import Behaviour, FakeEngine
 from tests.fakes.gguf_files import tiny_gguf
 from tests.fakes.lab import FakeLabs
-from tests.fakes.serving import add_model, machine
+from tests.fakes.serving import GIB, add_model, machine
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +45,7 @@ class OneRuntime:
         self._engine = engine
 
     def usable(self) -> tuple[str, ...]:
-        return (self._engine.runtime,)
+        return (self._engine.runtime, *sorted(self._engine.others))
 
     def library(self, runtime: str) -> Library:
         return Library(runtime, Path("/nowhere"), None)
@@ -87,7 +88,11 @@ def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def daemon_in(home: Path) -> AsyncIterator[World]:
+async def daemon_in(
+    home: Path,
+    hardware: Callable[[], HardwareFacts] = machine,
+    *runtimes: str,
+) -> AsyncIterator[World]:
     """The part of a daemon that loads and measures; ends with no process."""
     places = paths.from_environment({"STOKER_HOME": str(home)})
     places.create()
@@ -95,12 +100,15 @@ async def daemon_in(home: Path) -> AsyncIterator[World]:
     store.open()
     if not store.list():
         add_model(store, "m", tiny_gguf())
-    engine = FakeEngine(places.run, behaviour=Behaviour(delay_ms=20))
+    first, *others = runtimes or ("fake-1",)
+    engine = FakeEngine(
+        places.run, behaviour=Behaviour(delay_ms=20), runtime=first, others=frozenset(others)
+    )
     profiles, labs = Profiles(places.tuning), FakeLabs(smaller_steps_are_faster, takes_s=0.005)
     lifecycle = Lifecycle(
         store=store,
         engine=engine,
-        hardware=machine,
+        hardware=hardware,
         settings=settings,
         bus=bus,
         metrics=Metrics(),
@@ -115,7 +123,7 @@ async def daemon_in(home: Path) -> AsyncIterator[World]:
         settings=settings,
         bus=bus,
         places=places,
-        hardware=machine,
+        hardware=hardware,
         opener=labs,
     )
     async with anyio.create_task_group() as tasks:
@@ -196,3 +204,59 @@ async def test_the_next_daemon_begins_with_what_this_one_found(
             assert second.state() == "done"
             assert [launch.ubatch for launch in second.engine.launches] == [256]
             assert second.labs.opened == []
+
+
+# --- on a GPU --------------------------------------------------------------------------------
+
+
+def with_gpu(free: int) -> HardwareFacts:
+    return replace(machine(), gpus=(GpuFacts("GPU", "nvidia", 24 * GIB, free),))
+
+
+async def test_a_runtime_for_a_gpu_is_measured_with_its_layers_there(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """And nothing for the processor takes its place, whatever it achieves."""
+    home = tmp_path_factory.mktemp("t")
+    async with daemon_in(home, lambda: with_gpu(8 * GIB), "one-cuda", "two") as world:
+        await world.lifecycle.load("m")
+        await world.tuner.start(TuneRequest(model="m"))
+        await world.until("done")
+
+        plan = world.lifecycle.plan_of(M)
+        assert plan is not None
+        assert plan.gpu_layers > 0
+        measured = {(trial.runtime, trial.gpu_layers) for trial in world.labs.measured}
+        assert measured == {("one-cuda", plan.gpu_layers)}
+
+
+async def test_runtimes_for_a_gpu_are_not_measured_on_the_processor(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    home = tmp_path_factory.mktemp("t")
+    async with daemon_in(home, lambda: with_gpu(8 * GIB), "one", "two", "three-cuda") as world:
+        await world.tuner.start(TuneRequest(model="m"))
+        await world.until("done")
+
+        assert {trial.runtime for trial in world.labs.measured} == {"one", "two"}
+
+
+async def test_a_gpu_that_the_model_fills_is_left_alone(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Its layers would be there twice."""
+    home = tmp_path_factory.mktemp("t")
+    free = [8 * GIB]
+    async with daemon_in(home, lambda: with_gpu(free[0]), "one-cuda") as world:
+        await world.lifecycle.load("m")
+        free[0] = GIB  # no more than what always stays free
+        await world.tuner.start(TuneRequest(model="m"))
+        with anyio.fail_after(DEADLINE_S):
+            while world.tuner.list()[0].error is None:  # noqa: ASYNC110  # of another task
+                await anyio.sleep(0.005)
+
+        error = world.tuner.list()[0].error
+        assert error is not None
+        assert error.code == "memory_short"
+        assert "GPU" in error.message
+        assert world.labs.opened == []

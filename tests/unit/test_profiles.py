@@ -61,6 +61,18 @@ def test_what_is_kept_is_there_after_a_restart(profiles: Profiles, tmp_path: Pat
         assert one.survey(MODEL, "native-1") == SURVEY
 
 
+def test_a_file_that_names_no_gpu_layers_was_measured_without_any(
+    profiles: Profiles, tmp_path: Path
+) -> None:
+    profiles.keep_tuned(MODEL, tuned(best=replace(BEST, gpu_layers=33)))
+    (file,) = (tmp_path / "tuning").glob("*.json")
+    content = json.loads(file.read_text())
+    assert content["tuned"][0]["best"].pop("gpu_layers") == 33
+    file.write_text(json.dumps(content))
+
+    assert again(tmp_path).tuned(MODEL, HERE, "chat") == tuned()
+
+
 def test_nothing_is_known_at_first(profiles: Profiles) -> None:
     assert profiles.tuned(MODEL, HERE, "chat") is None
     assert profiles.survey(MODEL, "native-1") is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Final
 
 import anyio
 
@@ -21,6 +22,9 @@ from stoker.engine.worker import Spawn, WorkerProcess, launch
 from stoker.hardware.facts import HardwareFacts
 from stoker.paths import Paths
 from stoker.tuning.launch import LaunchPlan
+from stoker.tuning.placement import gpu_runtime
+
+_ALL_LAYERS: Final = 999  # more than any model has; what a GPU runtime's self-test asks for
 
 
 class Adapter(ABC):
@@ -36,12 +40,10 @@ class Adapter(ABC):
         command: tuple[str, ...],
         *,
         build: str = "",
-        gpu_layers: int = 0,
     ) -> None:
         """``command`` starts a worker's process, whatever it is to do.
 
         ``build`` tells two builds apart that have the same name: each is tested by itself.
-        ``gpu_layers`` is what the self-test computes on a GPU.
         """
         self._paths = paths
         self._spare = Spare(command, paths.worker_cwd)
@@ -49,8 +51,9 @@ class Adapter(ABC):
         self._preparing = anyio.Lock()
         self.runtime = runtime
         key = f"{runtime}@{build}" if build else runtime
+        layers = _ALL_LAYERS if gpu_runtime(runtime) else 0
         self.canary = Canary(
-            paths.canary, key, hardware.cpu, self.launch, runtime=runtime, gpu_layers=gpu_layers
+            paths.canary, key, hardware.cpu, self.launch, runtime=runtime, gpu_layers=layers
         )
 
     def has(self, runtime: str, *, measured_at: str | None = None) -> bool:

@@ -136,7 +136,7 @@ class Lab:
         self._numbers = itertools.count(1)
         self._running: _Running | None = None
         self._paused = False
-        self._loaded: tuple[Path, bool] | None = None
+        self._loaded: tuple[Path, bool, int] | None = None  # extra buffers, GPU layers
 
     @property
     def pid(self) -> int:
@@ -184,7 +184,7 @@ class Lab:
             gpu_layers=gpu_layers,
         )
         loaded = _checked(lambda: Loaded(_size(answer["weights"]), _size(answer["repack"])))
-        self._loaded = (model, extra_buffers)
+        self._loaded = (model, extra_buffers, gpu_layers)
         return loaded
 
     async def allocated(self, wanted: SurveyWanted) -> SurveyPoint:
@@ -207,8 +207,8 @@ class Lab:
         Medians of the repeats, after a short warm-up. Raises LabInterrupted when it was paused
         meanwhile, and ValueError for a trial that the loaded model cannot have.
         """
-        if self._loaded is None or self._loaded[1] != trial.extra_buffers:
-            raise ValueError("load the model with the same extra_buffers first")
+        if self._loaded is None or self._loaded[1:] != (trial.extra_buffers, trial.gpu_layers):
+            raise ValueError("load the model with the same extra_buffers and gpu_layers first")
         sizes = {"prompt": prompt, "generate": generate, "streams": streams, "repeats": repeats}
         if min(sizes.values()) < 1:
             raise ValueError("all sizes are at least 1")

@@ -66,11 +66,10 @@ class LlamaServerEngine(Adapter):
         runtime: str,
         program: Program,
         build: str = "",
-        gpu_layers: int = 0,
         in_place: bool = sys.platform == "linux",
     ) -> None:
         """``in_place``: the worker process becomes the program; else it watches over it."""
-        super().__init__(paths, hardware, runtime, _COMMAND, build=build, gpu_layers=gpu_layers)
+        super().__init__(paths, hardware, runtime, _COMMAND, build=build)
         self._program = program
         self._in_place = in_place
 

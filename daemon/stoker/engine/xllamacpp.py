@@ -5,6 +5,7 @@ Not imported here: `xllamacpp` itself lives in the worker (`engine.child`) only.
 
 from __future__ import annotations
 
+import platform
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +26,6 @@ log = structlog.get_logger(__name__)
 
 _DISTRIBUTION: Final = "xllamacpp"
 _COMMAND: Final = (sys.executable, "-I", "-m", "stoker.engine.child")
-ALL_LAYERS: Final = 999  # more than any model has; what a GPU runtime's self-test asks for
 
 
 class XllamacppEngine(Adapter):
@@ -52,7 +52,6 @@ class XllamacppEngine(Adapter):
             runtime or built_in_name(),
             self._command,
             build=build,
-            gpu_layers=0 if folder is None else ALL_LAYERS,
         )
         removed = remove_stale_sockets(paths.run) if folder is None else 0
         if removed:
@@ -88,8 +87,10 @@ class XllamacppEngine(Adapter):
 
 
 def built_in_name() -> str:
-    """Name of the built-in runtime."""
-    return f"{_DISTRIBUTION}-{runtime_version() or 'missing'}"
+    """Name of the built-in runtime. What it computes on beside the CPU is part of it."""
+    name = f"{_DISTRIBUTION}-{runtime_version() or 'missing'}"
+    apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    return f"{name}-metal" if apple else name  # the wheels for other Macs are without it
 
 
 def runtime_version() -> str | None:

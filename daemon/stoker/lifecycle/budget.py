@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from stoker.hardware.facts import HardwareFacts
+from stoker.hardware.facts import GpuFacts, HardwareFacts
 
 # One part in so many of the user's limit stays free: no prediction was ever short by more
 # (tests/benchmarks/memory), and a limit that is passed by a little is passed.
@@ -29,9 +29,9 @@ class Room:
     taken_bytes: int = 0  # what they have taken already
     limit_bytes: int | None = None  # for all models together, set by the user
 
-    def hardware_with(self, extra_bytes: int) -> HardwareFacts:
-        """The machine as a plan may see it, were so much more free."""
-        return with_memory(self.hardware, extra_bytes - self.promised_bytes)
+    def hardware_with(self, extra_bytes: int, gpu_bytes: int = 0) -> HardwareFacts:
+        """The machine as a plan may see it, were so much more free; ``gpu_bytes`` on its GPUs."""
+        return with_memory(self.hardware, extra_bytes - self.promised_bytes, gpu_bytes)
 
     def most_bytes(self, extra_bytes: int) -> int | None:
         """What the limit would leave for one more then; None without a limit."""
@@ -41,8 +41,8 @@ class Room:
         return max(0, usable - self.taken_bytes - self.promised_bytes + extra_bytes)
 
 
-def with_memory(hardware: HardwareFacts, change_bytes: int) -> HardwareFacts:
-    """The same machine with so much more, or less, free memory."""
+def with_memory(hardware: HardwareFacts, change_bytes: int, gpu_bytes: int = 0) -> HardwareFacts:
+    """The same machine with so much more, or less, free memory, and so much more on its GPUs."""
     memory, limits = hardware.memory, hardware.limits
     headroom = limits.memory_headroom_bytes
     return replace(
@@ -51,4 +51,18 @@ def with_memory(hardware: HardwareFacts, change_bytes: int) -> HardwareFacts:
         limits=limits
         if headroom is None
         else replace(limits, memory_headroom_bytes=max(0, headroom + change_bytes)),
+        gpus=_with_gpu_memory(hardware.gpus, gpu_bytes),
     )
+
+
+def _with_gpu_memory(gpus: tuple[GpuFacts, ...], more_bytes: int) -> tuple[GpuFacts, ...]:
+    """Given to one after the other, to each as much as it has: whose it was is not known."""
+    given, left = [], more_bytes
+    for gpu in gpus:
+        free, total = gpu.vram_free_bytes, gpu.vram_total_bytes
+        if free is not None and not gpu.unified:
+            back = left if total is None else min(left, max(0, total - free))
+            gpu = replace(gpu, vram_free_bytes=free + back)  # noqa: PLW2901  # its new value
+            left -= back
+        given.append(gpu)
+    return tuple(given)

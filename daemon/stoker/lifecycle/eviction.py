@@ -22,12 +22,20 @@ _LOAD_BYTES_PER_S: Final = 1e9  # where no load was measured: about a warm disk
 _SHRINK_S: Final = 300.0  # idle; a pause in a conversation is shorter
 
 
-class HasContext(Protocol):
+class Served(Protocol):
+    """What of a plan tells how well it serves; a `LaunchPlan` has it."""
+
     @property
     def context(self) -> int: ...
+    @property
+    def gpu_layers(self) -> int: ...
+    @property
+    def cpu_experts(self) -> int: ...
+    @property
+    def embedding(self) -> bool: ...
 
 
-P = TypeVar("P", bound=HasContext)
+P = TypeVar("P", bound=Served)
 T = TypeVar("T")
 
 
@@ -38,6 +46,7 @@ class Candidate:
     model: ModelId
     size_bytes: int
     busy: bool
+    gpu_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,31 +75,45 @@ def shrink_after(keep_alive_s: float) -> float:
 
 
 def choose(
-    candidates: Sequence[Candidate], plan_with: Callable[[int], P | None]
+    candidates: Sequence[Candidate], plan_with: Callable[[int, int], P | None]
 ) -> Choice[P] | None:
     """The choice that takes the fewest models, in the order given (the cheapest first).
 
-    ``plan_with(extra_bytes)`` plans as if so much more memory were free; None when it doesn't fit.
-    Returns None when it does not fit even with all candidates gone.
+    ``plan_with(extra_bytes, gpu_bytes)`` plans as if so much more memory were free, and so much on
+    the GPU; None when it doesn't fit. Returns None when it does not fit even with all candidates
+    gone. A model goes, or is waited for, also for the sake of layers on the GPU: on the processor
+    the other one would be many times slower for as long as it stays.
     """
-    idle = [one for one in candidates if not one.busy]
+    leaving = [one for one in candidates if not one.busy]
     wait = False
-    best = plan_with(_size(idle))
-    if best is None:
-        idle += [one for one in candidates if one.busy]
-        wait = True
-        best = plan_with(_size(idle))
-    if best is None:
-        return None
+    best = plan_with(*_freed(leaving))
+    busy = [one for one in candidates if one.busy]
+    if best is None or any(one.gpu_bytes for one in busy):
+        most = plan_with(*_freed([*leaving, *busy]))
+        if most is None:
+            return None
+        if best is None or on_gpu(most) > on_gpu(best):
+            best, wait, leaving = most, True, [*leaving, *busy]
     wanted = min(COMFORTABLE_CONTEXT, best.context)
 
     def enough(chosen: Sequence[Candidate]) -> P | None:
-        plan = plan_with(_size(chosen))
-        return plan if plan is not None and plan.context >= wanted else None
+        plan = plan_with(*_freed(chosen))
+        if plan is None or plan.context < wanted or on_gpu(plan) < on_gpu(best):
+            return None
+        return plan
 
-    victims = _fewest(idle, enough)
+    victims = _fewest(leaving, enough)
     plan = enough(victims) or best
     return Choice(plan, tuple(one.model for one in victims), wait)
+
+
+def on_gpu(plan: Served) -> tuple[int, int]:
+    """How much of a plan is on a GPU, to compare plans of one model.
+
+    Nothing where it hardly matters: an embedder is small, and called between answers of the model
+    that would have to go for it each time.
+    """
+    return (0, 0) if plan.embedding else (plan.gpu_layers, -plan.cpu_experts)
 
 
 def relieve(candidates: Sequence[Candidate], need_bytes: int) -> tuple[ModelId, ...]:
@@ -111,6 +134,11 @@ def _fewest(
         if enough(rest):
             victims = rest
     return victims
+
+
+def _freed(chosen: Sequence[Candidate]) -> tuple[int, int]:
+    """What they give: of memory, and of a GPU's."""
+    return _size(chosen), sum(one.gpu_bytes for one in chosen)
 
 
 def _size(chosen: Sequence[Candidate]) -> int:

@@ -59,6 +59,7 @@ def wishes(settings: Settings, *, safe_mode: bool) -> Wishes:
         parallel=settings.parallel,
         reserve_bytes=settings.memory_reserve_bytes,
         safe_mode=safe_mode,
+        no_gpu=safe_mode,  # its test is one without a GPU
         profile=settings.profile,
         ubatch=settings.ubatch,
         flash_attention=settings.flash_attention,
@@ -86,13 +87,13 @@ def plan_load(
     """
     short: list[MemoryShort] = []
 
-    def plan_with(extra_bytes: int) -> LaunchPlan | None:
+    def plan_with(extra_bytes: int, gpu_bytes: int) -> LaunchPlan | None:
         try:
             return make_plan(
                 str(model.manifest.id),
                 model.path,
                 model.facts,
-                room.hardware_with(extra_bytes),
+                room.hardware_with(extra_bytes, gpu_bytes),
                 wanted,
                 mmproj_path=model.mmproj,
                 mmproj_bytes=model.mmproj_bytes,

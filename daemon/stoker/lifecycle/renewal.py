@@ -17,6 +17,8 @@ import anyio
 import structlog
 
 from stoker.errors import MemoryShort, StokerError
+from stoker.lifecycle.budget import with_memory
+from stoker.lifecycle.eviction import on_gpu
 from stoker.lifecycle.planning import Basis, Means, look
 from stoker.lifecycle.running import Running
 from stoker.tuning.launch import LaunchPlan, MemoryNeed
@@ -173,9 +175,11 @@ def plan_beside(
     """
     choose = partial(basis.choose, taken_bytes=taken_bytes)
     gone = promised_bytes - old.promised_bytes - old.taken_bytes
-    plan = choose(promised_bytes=gone).plan
+    emptied = with_memory(basis.hardware, 0, old.plan.memory.gpu_bytes)
+    choose_alone = partial(replace(basis, hardware=emptied).choose, taken_bytes=taken_bytes)
+    plan = choose_alone(promised_bytes=gone).plan
     if plan.context < old.plan.context:  # a conversation that fits today must fit tomorrow
-        plan = choose(promised_bytes=gone, context=old.plan.context).plan
+        plan = choose_alone(promised_bytes=gone, context=old.plan.context).plan
     if afresh:  # the very same, so that what the old one remembers fits the new one
         plan = replace(old.plan, runtime=old.worker.runtime)
     elif settings_of(plan) == settings_of(replace(old.plan, runtime=old.worker.runtime)):
@@ -183,6 +187,10 @@ def plan_beside(
     same_file = plan.model_path == old.plan.model_path  # then both map the same pages
     beside = promised_bytes - (old.plan.memory.weights_bytes if same_file else 0)
     fitting = choose(promised_bytes=beside, context=plan.context, parallel=plan.parallel).plan
+    if on_gpu(fitting) < on_gpu(plan):
+        room, need = fitting.memory.gpu_bytes, plan.memory.gpu_bytes
+        message = f"{plan.model_id} needs {need} bytes of the GPU beside its present worker"
+        raise MemoryShort(message, needed_bytes=need, available_bytes=room)
     room, need = fitting.memory.anonymous_bytes, plan.memory.anonymous_bytes
     if room < need:
         enough = fitting.cache_ram_mib >= old.plan.cache_ram_mib  # a larger one would be welcome

@@ -418,12 +418,16 @@ class Lifecycle:
         own = [running for name, running in self._workers.all() if name == model]
         others = [running for name, running in self._workers.all() if name != model]
         room = Room(
-            with_memory(hardware, sum(running.taken_bytes for running in own)),
+            with_memory(
+                hardware,
+                sum(running.taken_bytes for running in own),
+                sum(running.plan.memory.gpu_bytes for running in own),
+            ),
             promised_bytes=sum(running.promised_bytes for running in others),
             taken_bytes=sum(running.counted_bytes for running in others),
             limit_bytes=self._settings.memory_limit_bytes,
         )
-        candidates = self._scheduler.candidates(self._clock())
+        candidates = self._workers.with_gpu(self._scheduler.candidates(self._clock()))
         return room, tuple(one for one in candidates if one.model != model)
 
     async def rung(self, model: Digest, runtime: str) -> int:

@@ -6,7 +6,8 @@ Tells the scheduler what came of each. Not for: who waits for a model (`runtime`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import anyio
@@ -17,7 +18,7 @@ from stoker.engine import heartbeat
 from stoker.engine.worker import failure
 from stoker.errors import BlobDamaged, CapacityError, InternalError, MemoryShort, StokerError
 from stoker.lifecycle.effects import Effect, Plan, Why
-from stoker.lifecycle.eviction import Choice
+from stoker.lifecycle.eviction import Candidate, Choice
 from stoker.lifecycle.launching import Launcher
 from stoker.lifecycle.planning import Basis, Means
 from stoker.lifecycle.record import CANCELLED, Record
@@ -121,6 +122,13 @@ class Workers:
         """As `promised_bytes`, with all that the load on its way was planned to take."""
         plan = self._job.plan if self._job is not None else None
         return self.promised_bytes + (plan.memory.total_bytes if plan is not None else 0)
+
+    def with_gpu(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        """With what each has of a GPU, which the scheduler does not know."""
+        had: dict[ModelId, int] = {}
+        for model, running in self.all():
+            had[model] = had.get(model, 0) + running.plan.memory.gpu_bytes
+        return tuple(replace(one, gpu_bytes=had.get(one.model, 0)) for one in candidates)
 
     @property
     def loading(self) -> bool:
@@ -279,7 +287,7 @@ class Workers:
             return basis.choose(
                 promised_bytes=self.promised_bytes,
                 taken_bytes=self.taken_bytes,
-                candidates=effect.candidates,
+                candidates=self.with_gpu(effect.candidates),
             )
 
         basis = await self._launcher.basis(job, lambda basis: not choose(basis).victims)

@@ -39,6 +39,7 @@ class Contender:
 
     library: Library
     extra_buffers: bool = True
+    gpu_layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class Bench:
             labs = []
             for one in (new, old):
                 lab = await stack.enter_async_context(open_lab(one.library, cwd=self._cwd))
-                await lab.load(model, extra_buffers=one.extra_buffers)
+                await lab.load(model, extra_buffers=one.extra_buffers, gpu_layers=one.gpu_layers)
                 labs.append(lab)
             self._labs, self._patient = tuple(labs), True
             try:
@@ -152,6 +153,7 @@ class Bench:
             ubatch=_UBATCH,
             flash_attention=True,
             extra_buffers=one.extra_buffers,
+            gpu_layers=one.gpu_layers,
         )
         while True:
             if self._patient:

@@ -23,7 +23,7 @@ from stoker.engine.adapter import Adapter
 from stoker.engine.lab import Library
 from stoker.engine.llama_server import NEEDED_OPTIONS, LlamaServerEngine, Program
 from stoker.engine.worker import environment
-from stoker.engine.xllamacpp import ALL_LAYERS, XllamacppEngine, built_in_name, runtime_version
+from stoker.engine.xllamacpp import XllamacppEngine, built_in_name, runtime_version
 from stoker.hardware.facts import HardwareFacts
 from stoker.paths import Paths
 from stoker.runtimes.manifest import DamagedRuntime, Runtime, read, server_name
@@ -34,7 +34,6 @@ log = structlog.get_logger(__name__)
 _PROGRAM_TIMEOUT_S: Final = 5.0  # for the user's own program to say what it is; it takes 0.1
 _VERSION: Final = re.compile(r"version:\s*v?([A-Za-z0-9._-]{1,32})(?:.*?build[: ]+(\d{1,9}))?")
 _MOST_BYTES: Final = 256 * 1024
-_GPU_KINDS: Final = frozenset({"vulkan", "cuda", "rocm"})
 _LIBRARY: Final = {"darwin": "lib/libllama.dylib", "win32": "bin/llama.dll"}
 _EXTENSION: Final = "xllamacpp.*"  # of the wheel; its ending differs from system to system
 _BINARY: Final = frozenset({".so", ".pyd", ".dylib"})
@@ -159,7 +158,6 @@ def adapter(runtime: Runtime, paths: Paths, hardware: HardwareFacts) -> Adapter:
         runtime=runtime.name,
         program=Program(runtime.server or Path(server_name()), runtime.libraries),
         build=build,
-        gpu_layers=ALL_LAYERS if runtime.kind in _GPU_KINDS else 0,
     )
 
 

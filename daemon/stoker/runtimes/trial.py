@@ -23,17 +23,19 @@ from stoker.runtimes import registry
 from stoker.runtimes.compare import Compare, Comparison, Contender
 from stoker.runtimes.registry import Record
 from stoker.runtimes.shelf import Item, Shelf
-from stoker.store.facts import model_facts
+from stoker.store.facts import ModelFacts, model_facts
 from stoker.store.gguf import read_header
 from stoker.store.manifest import Manifest
 from stoker.store.store import Store
 from stoker.tuning.launch import Wishes
+from stoker.tuning.placement import gpu_runtime
 from stoker.tuning.plan import make_plan
 from stoker.types import Capability
 
 log = structlog.get_logger(__name__)
 
 _CELLS: Final = 1024  # tokens; as many as the self-test and a measurement use
+_STREAMS: Final = 4
 _SPEAKS = frozenset((Capability.CHAT, Capability.COMPLETION))
 
 
@@ -88,8 +90,12 @@ class Tester:
         safe = verdict is not None and verdict.safe_mode
         try:
             await run_sync(self._check_room, model, 2)
+            layers = await run_sync(gpu_layers, model, new.runtime)
+            before = 0 if safe else await run_sync(gpu_layers, model, old.runtime)
             found = await self.compare(
-                Contender(new), Contender(old, extra_buffers=not safe), model
+                Contender(new, gpu_layers=layers),
+                Contender(old, extra_buffers=not safe, gpu_layers=before),
+                model,
             )
         except (LabFailed, MemoryShort) as error:
             await self._not_measured(item, current, error.message)
@@ -104,10 +110,7 @@ class Tester:
 
     def _check_room(self, model: Path, workers: int) -> None:
         """Raises MemoryShort unless so many small workers fit in what is free. Blocking."""
-        with model.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            facts = model_facts(read_header(stream, size), size)
-        hardware, wanted = probe(), Wishes(context=_CELLS, parallel=1)
+        facts, hardware, wanted = _facts(model), probe(), Wishes(context=_CELLS, parallel=1)
         first = make_plan("test", model, facts, hardware, wanted).memory.anonymous_bytes
         if workers > 1:
             memory, limits = hardware.memory, hardware.limits
@@ -129,6 +132,26 @@ class Tester:
             f" `stoker runtime use {name}` takes it all the same"
         )
         await self.shelf.remember(name, Record(outcome="unmeasured", message=message))
+
+
+def _facts(model: Path) -> ModelFacts:
+    with model.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        return model_facts(read_header(stream, size), size)
+
+
+def gpu_layers(model: Path, runtime: str) -> int:
+    """How many a load would place there. Raises LabFailed for what cannot be measured. Blocking."""
+    if not gpu_runtime(runtime):
+        return 0
+    wanted = Wishes(context=_CELLS, parallel=_STREAMS)
+    hardware = probe(fresh_gpus=True)
+    plan = make_plan("test", model, _facts(model), hardware, wanted, runtime=runtime)
+    if not plan.gpu_layers:
+        raise LabFailed("it is not known whether the model fits on the GPU")
+    if plan.cpu_experts:
+        raise LabFailed("the smallest model here does not fit on the GPU with all its experts")
+    return plan.gpu_layers
 
 
 def is_writer(manifest: Manifest) -> bool:

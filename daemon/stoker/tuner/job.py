@@ -131,6 +131,7 @@ def trial_of(plan: LaunchPlan) -> Trial:
         ubatch=plan.ubatch,
         flash_attention=plan.flash_attention,
         extra_buffers=plan.extra_buffers,
+        gpu_layers=plan.gpu_layers,
     )
 
 

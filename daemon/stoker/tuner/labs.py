@@ -26,7 +26,7 @@ class Bench(Protocol):
     """What is asked of a lab; `engine.lab.Lab` is one."""
 
     async def survey(self, model: Path, wanted: Sequence[SurveyWanted]) -> Survey: ...
-    async def load(self, model: Path, *, extra_buffers: bool) -> object: ...
+    async def load(self, model: Path, *, extra_buffers: bool, gpu_layers: int = 0) -> object: ...
     async def measure(
         self, trial: Trial, *, prompt: int, generate: int, streams: int
     ) -> Speeds: ...
@@ -45,7 +45,7 @@ class OpenLab(Protocol):
 @dataclass(slots=True)
 class _Opened:
     lab: Bench
-    extra_buffers: bool | None = None  # of the model in it; None: there is none
+    model: tuple[bool, int] | None = None  # extra buffers and GPU layers of the one in it
     close: anyio.Event = field(default_factory=anyio.Event)
     gone: anyio.Event = field(default_factory=anyio.Event)
 
@@ -85,10 +85,13 @@ class Labs:
             self._opened[trial.runtime] = opened
             if self._paused:
                 opened.lab.pause()
-        if opened.extra_buffers is not trial.extra_buffers:
-            opened.extra_buffers = None
-            await opened.lab.load(self._model, extra_buffers=trial.extra_buffers)
-            opened.extra_buffers = trial.extra_buffers
+        wanted = trial.extra_buffers, trial.gpu_layers
+        if opened.model != wanted:
+            opened.model = None
+            await opened.lab.load(
+                self._model, extra_buffers=trial.extra_buffers, gpu_layers=trial.gpu_layers
+            )
+            opened.model = wanted
         return opened.lab
 
     async def drop(self, runtime: str) -> None:

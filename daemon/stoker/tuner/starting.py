@@ -22,6 +22,7 @@ from stoker.tuner.job import Basis, Job, trial_of
 from stoker.tuner.parts import Engines, Models
 from stoker.tuning import keys
 from stoker.tuning.launch import LaunchPlan, Wishes
+from stoker.tuning.placement import gpu_runtime, room
 from stoker.tuning.plan import make_plan
 from stoker.tuning.space import Space, make_space
 
@@ -52,6 +53,8 @@ class Starting:
         plan = self._untuned(job, loadable, hardware, wanted, runtimes[0])
         if not plan.runtime:
             plan = replace(plan, runtime=runtimes[0])
+        if plan.cpu_experts:
+            raise LabFailed("a model whose experts are divided between GPU and CPU is not measured")
         key = keys.tuning_key(hardware)
         return (
             Basis(key, job.profile, runtimes, safe, loadable.path, plan, trial_of(plan)),
@@ -70,7 +73,8 @@ class Starting:
         loaded = self._lifecycle.plan_of(job.model)
         room = hardware
         if loaded is not None:
-            room = loading.with_memory(hardware, loaded.memory.anonymous_bytes)
+            memory = loaded.memory
+            room = loading.with_memory(hardware, memory.anonymous_bytes, memory.gpu_bytes)
         try:
             return make_plan(
                 str(job.model),
@@ -87,11 +91,18 @@ class Starting:
             return replace(loaded, runtime=runtime)  # memory got short since; it runs all the same
 
     async def _sound_runtimes(self, model: Path) -> tuple[tuple[str, ...], frozenset[str]]:
-        """Those that may be measured, the current one first; and which need the safe mode."""
+        """Those that may be measured, the current one first; and which need the safe mode.
+
+        Nothing takes the place of a runtime for a GPU: how many layers there is room for there
+        changes from load to load, and what was measured with few would then decide for all.
+        """
         usable = self._runtimes.usable()
         wish = self._settings.runtime
         if wish is not None and wish in usable:
             usable = (wish,)
+        if gpu_runtime(usable[0]):
+            usable = usable[:1]
+        usable = tuple(name for name in usable if name == usable[0] or not gpu_runtime(name))
         sound: list[str] = []
         safe: set[str] = set()
         for name in usable:
@@ -122,6 +133,7 @@ class Starting:
         """Raises MemoryShort, with the numbers."""
         if job.basis is None:
             return
+        _check_gpu(job, hardware)
         loaded = self._lifecycle.plan_of(job.model) is not None
         need = policy.lab_bytes(job.basis.plan, loaded=loaded)
         room = policy.room_bytes(hardware, self._settings.memory_reserve_bytes)
@@ -137,3 +149,18 @@ class Starting:
         """Two runtimes side by side save loading the model anew at each change."""
         twice = 2 * policy.lab_bytes(basis.plan, loaded=True)
         return 2 if twice <= policy.room_bytes(hardware, self._settings.memory_reserve_bytes) else 1
+
+
+def _check_gpu(job: Job, hardware: HardwareFacts) -> None:
+    """While the model is loaded, its layers are there twice. Raises MemoryShort."""
+    if job.basis is None:
+        return
+    plan = job.basis.plan
+    need, free = plan.memory.gpu_bytes, room(hardware, plan.runtime).free_bytes
+    if free is not None and need > free:
+        raise MemoryShort(
+            f"Measuring {job.model} beside what is loaded needs {need / 2**30:.2f} GiB of the"
+            f" GPU's memory; {free / 2**30:.2f} GiB can be spared.",
+            needed_bytes=need,
+            free_bytes=free,
+        )

@@ -24,7 +24,8 @@ class Wishes:
     threads_batch: int | None = None
     parallel: int | None = None
     reserve_bytes: int | None = None
-    safe_mode: bool = False  # the canary found that the engine's extra buffers are not sound here
+    safe_mode: bool = False  # the engine's extra buffers are not sound here, or not trusted
+    no_gpu: bool = False  # the canary found it sound with the processor alone
     profile: Profile = "chat"
     ubatch: int | None = None
     flash_attention: bool | None = None
@@ -115,6 +116,7 @@ class Trial:
     ubatch: int
     flash_attention: bool
     extra_buffers: bool = True
+    gpu_layers: int = 0  # not searched for: as planned
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,8 +61,8 @@ def room(hardware: HardwareFacts, runtime: str) -> Room:
     shared = any(word in runtime.lower() for word in _UNIFIED_WORDS)
     if shared:
         return Room(usable=True, shared=True)
-    if not hardware.gpus:
-        return NO_GPU
+    if not hardware.gpus:  # Windows tells us of NVIDIA's only
+        return Room(usable=True) if hardware.system == "windows" else NO_GPU
     if all(gpu.unified for gpu in hardware.gpus):
         return Room(usable=True, shared=True)
     free = [

@@ -7,6 +7,7 @@ from typing import Final
 from stoker.tuning import profiles_rules
 from stoker.tuning.launch import LaunchPlan, Reason, Source, Speeds
 from stoker.tuning.memory import keeps_cache
+from stoker.tuning.placement import Room, gpu_runtime
 from stoker.tuning.refusal import gigabytes
 from stoker.tuning.task import EMBEDDING_MOST, Task
 
@@ -240,19 +241,27 @@ def _ratio(now: Speeds, before: Speeds, *, reading: bool) -> float | None:
 
 def _gpu_layers(task: Task, plan: LaunchPlan) -> _Why:
     room = task.room
+    unsound = task.wishes.no_gpu and gpu_runtime(plan.runtime)
     if task.wishes.gpu_layers is not None:
         idle = "" if room.usable else "; without effect, because this runtime computes on the CPU"
-        return "user", f"{_USER}{idle}"
+        note = "; the self-test passed with the processor alone" if unsound else idle
+        return "user", f"{_USER}{note}"
+    if unsound:
+        return "measured", "the self-test passed with the processor alone"
+    return "rule", _placed(room, plan, task.facts.block_count)
+
+
+def _placed(room: Room, plan: LaunchPlan, blocks: int) -> str:
     if not room.usable:
-        return "rule", "this runtime computes on the CPU"
+        return "this runtime computes on the CPU"
     if room.shared:
-        return "rule", "all of it: the GPU shares the system's memory"
+        return "all of it: the GPU shares the system's memory"
     if room.free_bytes is None:
-        return "rule", "how much memory the GPU has free is not known; set gpu_layers to use it"
+        return "how much memory the GPU has free is not known; set gpu_layers to use it"
     free = gigabytes(room.free_bytes)
-    if plan.gpu_layers > task.facts.block_count:
-        return "rule", f"all of it fits in {free} of GPU memory"
-    return "rule", f"as many as fit in {free} of GPU memory; the rest is computed on the CPU"
+    if plan.gpu_layers > blocks:
+        return f"all of it fits in {free} of GPU memory"
+    return f"as many as fit in {free} of GPU memory; the rest is computed on the CPU"
 
 
 def _experts(plan: LaunchPlan) -> str:

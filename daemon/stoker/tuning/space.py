@@ -55,6 +55,7 @@ class Space:
     ubatch: tuple[int, ...]
     extra_buffers: tuple[bool, ...]
     safe: frozenset[str] = frozenset()  # runtimes whose extra buffers are not sound here
+    gpu_layers: int = 0  # of every trial
 
     def values(self, coordinate: Coordinate) -> tuple[Value, ...]:
         found: tuple[Value, ...] = getattr(self, coordinate)
@@ -75,7 +76,7 @@ class Space:
         """Every allowed combination."""
         for values in product(*(self.values(coordinate) for coordinate in ORDER)):
             settings: dict[str, Any] = dict(zip(ORDER, values, strict=True))
-            trial = Trial(**settings)
+            trial = Trial(**settings, gpu_layers=self.gpu_layers)
             if self.allows(trial):
                 yield trial
 
@@ -115,6 +116,7 @@ def make_space(
         if fixed_buffers
         else _held(None, baseline.extra_buffers, (True, False)),
         safe=safe,
+        gpu_layers=baseline.gpu_layers,
     )
 
 

@@ -20,7 +20,7 @@ from stoker.tuning.memory import (
     memory_need,
     quantizes_cache,
 )
-from stoker.tuning.placement import Placement, Room
+from stoker.tuning.placement import NO_GPU, Placement, Room
 from stoker.tuning.profiles_rules import Rules
 
 EMBEDDING_MOST: Final = 8192  # tokens; an embedder's scratch space grows with the square
@@ -87,7 +87,7 @@ class Task:
 
     @cached_property
     def room(self) -> Room:
-        return placement.room(self.hardware, self.runtime)
+        return NO_GPU if self.wishes.no_gpu else placement.room(self.hardware, self.runtime)
 
     @cached_property
     def checkpoints(self) -> int:

@@ -53,6 +53,9 @@ EPSILON = 1e-6
 class _Sized:
     size: int
     context: int = 8192
+    gpu_layers: int = 0
+    cpu_experts: int = 0
+    embedding: bool = False
 
 
 @dataclass(frozen=True)
@@ -263,7 +266,7 @@ class World:
         free_bytes = BUDGET - sum(worker.size for worker in self.workers.values())
         need = SIZES[effect.model]
 
-        def plan_with(extra: int) -> _Sized | None:
+        def plan_with(extra: int, _: int) -> _Sized | None:
             return _Sized(need) if need <= free_bytes + extra else None
 
         choice = choose(effect.candidates, plan_with)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stoker.hardware.facts import GpuFacts, HardwareFacts
 from stoker.lifecycle.budget import Room
 from tests.fakes.hardware import GIB, machine
 
@@ -65,3 +66,34 @@ def test_models_that_are_admitted_one_after_another_stay_within_the_limit(
             promised += total - resident
 
     assert promised + taken <= limit
+
+
+# --- the memory of GPUs ----------------------------------------------------------------------
+
+
+def gpu(free: int | None, total: int | None = 8 * GIB, *, unified: bool | None = None) -> GpuFacts:
+    return GpuFacts("GPU", "amd", total, free, unified=unified)
+
+
+def frees(hardware: HardwareFacts) -> list[int | None]:
+    return [one.vram_free_bytes for one in hardware.gpus]
+
+
+def test_what_a_model_has_on_a_gpu_comes_back_with_it() -> None:
+    room = Room(machine(gpus=(gpu(GIB),)))
+
+    assert frees(room.hardware_with(0, 5 * GIB)) == [6 * GIB]
+    assert room.hardware_with(0) == room.hardware
+
+
+def test_no_gpu_has_more_free_than_it_has() -> None:
+    two = machine(gpus=(gpu(6 * GIB), gpu(3 * GIB)))
+
+    assert frees(Room(two).hardware_with(0, 4 * GIB)) == [8 * GIB, 5 * GIB]
+    assert frees(Room(two).hardware_with(0, 40 * GIB)) == [8 * GIB, 8 * GIB]
+
+
+def test_only_gpus_with_memory_of_their_own_get_it_back() -> None:
+    mixed = machine(gpus=(gpu(2 * GIB, unified=True), gpu(None), gpu(GIB, None)))
+
+    assert frees(Room(mixed).hardware_with(0, 3 * GIB)) == [2 * GIB, None, 4 * GIB]

@@ -26,10 +26,13 @@ BUSY = Candidate(ModelId("busy"), 50, busy=True)
 @dataclass(frozen=True)
 class _Plan:
     context: int
+    gpu_layers: int = 0
+    cpu_experts: int = 0
+    embedding: bool = False
 
 
-def _fits(need: int, *, free: int = 0, context: int = 8192) -> Callable[[int], _Plan | None]:
-    return lambda extra: _Plan(context) if need <= free + extra else None
+def _fits(need: int, *, free: int = 0, context: int = 8192) -> Callable[[int, int], _Plan | None]:
+    return lambda extra, _: _Plan(context) if need <= free + extra else None
 
 
 def test_nothing_goes_when_it_fits() -> None:
@@ -76,10 +79,10 @@ def test_what_never_fits_is_none() -> None:
 def test_idle_model_goes_for_a_usable_context_only() -> None:
     """A cramped context evicts; more than comfortable does not."""
 
-    def grows(extra: int) -> _Plan:
+    def grows(extra: int, _: int) -> _Plan:
         return _Plan(2048 + extra * 1000)
 
-    def comfortable(extra: int) -> _Plan:
+    def comfortable(extra: int, _: int) -> _Plan:
         return _Plan(COMFORTABLE_CONTEXT + extra * 1000)
 
     cramped, roomy = choose((A, B), grows), choose((A, B), comfortable)
@@ -113,6 +116,57 @@ def test_choice_is_sound_and_minimal(sizes: list[tuple[int, bool]], need: int, f
     idle = sum(one.size_bytes for one in candidates if not one.busy)
     assert choice.wait == (free + idle < need)
     assert choice.wait or not any(one.busy for one in victims)
+
+
+# --- the memory of a GPU ---------------------------------------------------------------------
+
+ON_GPU = Candidate(ModelId("on-gpu"), 1, busy=False, gpu_bytes=20)
+AT_WORK = Candidate(ModelId("at-work"), 1, busy=True, gpu_bytes=20)
+
+
+def _layers(free: int, *, layers: int = 33, **more: bool) -> Callable[[int, int], _Plan | None]:
+    """A model of so many layers of one byte each, which the system's memory holds in any case."""
+    return lambda _, gpu: _Plan(8192, min(layers, free + gpu), **more)
+
+
+def test_an_idle_model_goes_for_layers_on_the_gpu() -> None:
+    """And the one that has nothing there stays, although it would be the cheaper one."""
+    choice = choose((A, ON_GPU), _layers(15))
+
+    assert choice is not None
+    assert (choice.victims, choice.wait) == ((ON_GPU.model,), False)
+    assert choice.plan.gpu_layers == 33
+
+
+def test_nobody_goes_where_the_gpu_has_room() -> None:
+    choice = choose((A, ON_GPU, AT_WORK), _layers(33))
+
+    assert choice is not None
+    assert (choice.victims, choice.wait) == ((), False)
+
+
+def test_a_busy_model_on_the_gpu_is_waited_for() -> None:
+    choice = choose((ON_GPU, AT_WORK), _layers(0))
+
+    assert choice is not None
+    assert choice.wait
+    assert set(choice.victims) == {ON_GPU.model, AT_WORK.model}
+
+
+def test_an_embedder_sends_nobody_off_the_gpu() -> None:
+    """It is called between the answers of the very model that would have to go each time."""
+    choice = choose((ON_GPU, AT_WORK), _layers(3, embedding=True))
+
+    assert choice is not None
+    assert (choice.victims, choice.wait) == ((), False)
+
+
+def test_experts_on_the_gpu_count() -> None:
+    """All layers are there in any case; their experts only when there is room."""
+    choice = choose((ON_GPU,), lambda _, gpu: _Plan(8192, 49, 48 - gpu))
+
+    assert choice is not None
+    assert choice.victims == (ON_GPU.model,)
 
 
 # --- what going costs ------------------------------------------------------------------------

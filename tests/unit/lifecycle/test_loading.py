@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stoker.errors import MemoryShort
+from stoker.hardware.facts import GpuFacts
 from stoker.lifecycle import loading
 from stoker.lifecycle.budget import Room
 from stoker.lifecycle.eviction import Candidate
@@ -68,6 +69,7 @@ def test_every_setting_of_a_plan_becomes_a_wish() -> None:
         parallel=2,
         reserve_bytes=7,
         safe_mode=True,
+        no_gpu=True,
         profile="coding",
         ubatch=256,
         flash_attention=True,
@@ -114,6 +116,41 @@ def test_an_idle_model_goes_when_the_plan_needs_its_place() -> None:
 
     choice = loading.plan_load(
         loadable(EIGHT_B), Room(hardware), Wishes(reserve_bytes=0), candidates=(other,)
+    )
+
+    assert choice.victims == (other.model,)
+
+
+def test_an_idle_model_goes_for_its_place_on_the_gpu() -> None:
+    """8 GiB of it: each of the two fits alone. The system's memory would hold them all."""
+    gpus = (GpuFacts("GPU", "nvidia", 8 * GIB, 2 * GIB),)
+    room = Room(machine(total=64 * GIB, gpus=gpus))
+    small = Candidate(ModelId.parse("small"), GIB, busy=False)
+    other = Candidate(ModelId.parse("other"), GIB, busy=False, gpu_bytes=6 * GIB)
+
+    choice, alone = (
+        loading.plan_load(
+            loadable(EIGHT_B), room, Wishes(), runtime="x-cuda", candidates=candidates
+        )
+        for candidates in ((small, other), (small,))
+    )
+
+    assert choice.victims == (other.model,)
+    assert choice.plan.gpu_layers == EIGHT_B.block_count + 1
+    assert alone.victims == ()
+    assert alone.plan.gpu_layers < choice.plan.gpu_layers
+
+
+def test_layers_that_the_user_set_get_their_place() -> None:
+    """What was refused as too much for the GPU fits once an idle model has left it."""
+    gpus = (GpuFacts("GPU", "nvidia", 8 * GIB, 2 * GIB),)
+    room, wanted = Room(machine(total=64 * GIB, gpus=gpus)), Wishes(gpu_layers=33)
+    other = Candidate(ModelId.parse("other"), GIB, busy=False, gpu_bytes=6 * GIB)
+
+    with pytest.raises(MemoryShort):
+        loading.plan_load(loadable(EIGHT_B), room, wanted, runtime="x-cuda")
+    choice = loading.plan_load(
+        loadable(EIGHT_B), room, wanted, runtime="x-cuda", candidates=(other,)
     )
 
     assert choice.victims == (other.model,)

@@ -33,6 +33,9 @@ Orders = Sequence[Sequence[ModelId]]
 @dataclass
 class _Plan:
     context: int = 8192
+    gpu_layers: int = 0
+    cpu_experts: int = 0
+    embedding: bool = False
 
 
 @dataclass
@@ -106,7 +109,11 @@ class _Simulation:
 
     def _plan(self, effect: Plan) -> None:
         free = BUDGET - SIZE * len(self._workers)
-        choice = choose(effect.candidates, lambda extra: _Plan() if free + extra >= SIZE else None)
+
+        def plan_with(extra: int, _: int) -> _Plan | None:
+            return _Plan() if free + extra >= SIZE else None
+
+        choice = choose(effect.candidates, plan_with)
         assert choice is not None
         self._apply(
             self.scheduler.on_planned(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,11 @@ class FakeLab:
     interrupted: bool = False
     gate: anyio.Event = field(default_factory=anyio.Event)
     loaded: list[bool] = field(default_factory=list)
+    layers: list[int] = field(default_factory=list)
 
-    async def load(self, model: Path, *, extra_buffers: bool) -> None:
+    async def load(self, model: Path, *, extra_buffers: bool, gpu_layers: int) -> None:
         assert model == MODEL
+        self.layers.append(gpu_layers)
         self.loaded.append(extra_buffers)
 
     async def measure(self, trial: Trial, **_: Any) -> Speeds:
@@ -98,6 +100,16 @@ async def test_both_are_measured_in_turns(rig: Rig) -> None:
     assert rig.labs["new"].loaded == [True]
     assert rig.labs["old"].loaded == [False]
     assert rig.opened == rig.closed == 2
+
+
+async def test_each_is_measured_where_it_would_compute(rig: Rig) -> None:
+    """The one for a GPU with its layers there: on the processor it would show nothing."""
+    new = replace(contender("new"), gpu_layers=33)
+
+    await Bench(Path("/tmp"), 2).compare(new, contender("old"), MODEL)
+
+    assert rig.labs["new"].layers == [33]
+    assert rig.labs["old"].layers == [0]
 
 
 async def test_a_request_pauses_both_at_once_and_nothing_half_counts(rig: Rig) -> None:

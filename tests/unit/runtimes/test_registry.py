@@ -13,6 +13,7 @@ from stoker.engine.xllamacpp import XllamacppEngine, built_in_name
 from stoker.paths import Paths, from_environment
 from stoker.runtimes import registry
 from stoker.runtimes.registry import Record, State
+from stoker.tuning.placement import gpu_runtime
 from tests.fakes.hardware import machine
 from tests.unit.runtimes.test_manifest import RUNTIME, place
 
@@ -55,6 +56,26 @@ def test_the_built_in_one_is_always_there() -> None:
 
     assert own.name == built_in_name()
     assert (own.kind, own.folder) == ("builtin", None)
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "metal"),
+    [("darwin", "arm64", True), ("darwin", "x86_64", False), ("linux", "aarch64", False)],
+)
+def test_on_apples_processors_the_built_in_one_computes_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+    system: str,
+    machine: str,
+    metal: bool,  # noqa: FBT001
+) -> None:
+    """Its wheel for them is built with Metal; a plan knows by the name."""
+    monkeypatch.setattr("sys.platform", system)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+
+    name = built_in_name()
+
+    assert gpu_runtime(name) == metal
+    assert name.startswith("xllamacpp-")
 
 
 def test_its_library_is_found_without_importing_it() -> None:

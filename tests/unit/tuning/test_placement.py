@@ -93,3 +93,10 @@ def test_a_gpu_that_shares_memory_takes_all_and_costs_nothing_more() -> None:
 
 def test_a_runtime_for_gpus_without_one_is_a_cpu_runtime() -> None:
     assert not placement.room(hardware(), "cuda").usable
+
+
+def test_on_windows_there_may_be_one_that_nobody_tells_of() -> None:
+    """Then the user's own number of layers counts, and nothing is placed there by guess."""
+    found = placement.room(dataclasses.replace(hardware(), system="windows"), "vulkan")
+
+    assert found == placement.Room(usable=True)

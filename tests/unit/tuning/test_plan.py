@@ -297,6 +297,18 @@ def test_safe_mode_turns_the_extra_buffers_off() -> None:
     assert not plan(STARTER, machine(), Wishes(safe_mode=True)).extra_buffers
 
 
+def test_a_gpu_that_fails_the_self_test_is_not_used() -> None:
+    """Only the user may know better."""
+    hardware = with_gpu(machine(), 24 * GIB)
+    safe = plan(STARTER, hardware, Wishes(no_gpu=True), runtime="cuda-1")
+    forced = plan(STARTER, hardware, Wishes(no_gpu=True, gpu_layers=9), runtime="cuda-1")
+
+    assert (safe.gpu_layers, safe.memory.gpu_bytes) == (0, 0)
+    assert forced.gpu_layers == 9
+    for one in (safe, forced):
+        assert "self-test" in reason(one, "gpu_layers")
+
+
 def test_models_that_cannot_go_back_get_checkpoints() -> None:
     assert plan(STARTER, machine()).checkpoints == 0
     assert plan(GEMMA, machine()).checkpoints > 0
