@@ -260,6 +260,27 @@ def _shares_memory(maker: str, size: int | None, shared: int | None) -> bool | N
     return None
 
 
+_PCI_DEVICE: Final = re.compile(r"PCI\\VEN_([0-9A-F]{4})&", re.IGNORECASE)
+
+
+def windows_adapter(device: str, name: str, memory: object, driver: object) -> GpuFacts | None:
+    """One display adapter of Windows; None for what is no GPU of a known maker (remote screens).
+
+    `device` is its hardware id; `memory` and `driver` are the values that its driver wrote into
+    the registry: sizes in bytes, as a number or as the bytes of one. What is free is not among
+    them.
+    """
+    match = _PCI_DEVICE.match(device)
+    maker = _PCI_VENDORS.get(f"0x{match[1].lower()}") if match else None
+    if maker is None:
+        return None
+    if isinstance(memory, bytes):
+        memory = int.from_bytes(memory[:8], "little")
+    size = memory if isinstance(memory, int) and memory > 0 else None
+    version = driver if isinstance(driver, str) else None
+    return GpuFacts(name.strip() or f"{maker} GPU", maker, size, driver=version)
+
+
 def system_profiler(text: str) -> tuple[GpuFacts, ...]:
     """Output of macOS' ``system_profiler -json SPDisplaysDataType``."""
     try:

@@ -22,7 +22,7 @@ from stoker.hardware.cores import LogicalCpu
 from stoker.hardware.facts import CpuFacts, GpuFacts, HardwareFacts, LimitFacts, MemoryFacts
 from stoker.hardware.power import power
 from stoker.hardware.probe_linux import Linux, with_classes
-from stoker.hardware.probe_others import macos_cpu, windows_cpus
+from stoker.hardware.probe_others import macos_cpu, windows_cpus, windows_gpus
 from stoker.schemas import GpuView, ResourcesView
 
 
@@ -34,6 +34,7 @@ def probe(*, fresh_gpus: bool = False) -> HardwareFacts:
     """
     if fresh_gpus:
         _nvidia_gpus.cache_clear()
+        _windows_gpus.cache_clear()
     memory, limits = memory_now()
     return HardwareFacts(
         system=platform.system().lower(),
@@ -163,17 +164,24 @@ def _gpus() -> tuple[GpuFacts, ...]:
     if sys.platform == "darwin":
         return _macos_gpus()
     found = _nvidia_gpus()
+    nothing: tuple[GpuFacts, ...] = ()
     if sys.platform == "linux":
-        nothing: tuple[GpuFacts, ...] = ()
         cards = tools.within("gpus", Linux().drm_gpus, nothing)
-        found += tuple(gpu for gpu in cards if not (found and gpu.vendor == "nvidia"))
-    return found
+    else:
+        cards = _windows_gpus()
+    return found + tuple(gpu for gpu in cards if not (found and gpu.vendor == "nvidia"))
 
 
 @lru_cache(maxsize=1)
 def _macos_gpus() -> tuple[GpuFacts, ...]:
     tool = "/usr/sbin/system_profiler"
     return parse.system_profiler(tools.run(tool, "-json", "SPDisplaysDataType") or "")
+
+
+@lru_cache(maxsize=1)
+def _windows_gpus() -> tuple[GpuFacts, ...]:
+    nothing: tuple[GpuFacts, ...] = ()
+    return tools.within("gpus", windows_gpus, nothing)
 
 
 @lru_cache(maxsize=1)

@@ -258,3 +258,30 @@ def test_no_text_makes_a_parser_fail(text: str) -> None:
     parse.reclaimable(text)
     parse.nvidia_smi(text)
     parse.system_profiler(text)
+
+
+@pytest.mark.parametrize(
+    ("memory", "size"),
+    [
+        (8 << 30, 8 << 30),
+        ((8 << 30).to_bytes(8, "little"), 8 << 30),
+        (b"", None),
+        (0, None),
+        (-1, None),
+        ("8 GB", None),
+        (None, None),
+    ],
+)
+def test_a_card_of_windows_has_the_memory_that_its_driver_wrote(
+    memory: object, size: int | None
+) -> None:
+    found = parse.windows_adapter("PCI\\VEN_10DE&DEV_2684", " ", memory, 31)
+
+    assert found == GpuFacts("nvidia GPU", "nvidia", size)
+
+
+@pytest.mark.parametrize(
+    "device", ["", "PCI", "PCI\\VEN_1AF4&DEV_1050", "USB\\VEN_10DE&", "x PCI\\VEN_10DE&"]
+)
+def test_what_no_known_maker_made_is_no_gpu_of_windows(device: str) -> None:
+    assert parse.windows_adapter(device, "screen", 1, "1") is None

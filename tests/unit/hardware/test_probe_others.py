@@ -6,9 +6,11 @@ import sys
 
 import pytest
 
-from stoker.hardware.facts import CpuFacts
+from stoker.hardware import probe_others
+from stoker.hardware.facts import CpuFacts, GpuFacts
 from stoker.hardware.probe_linux import with_classes
-from stoker.hardware.probe_others import macos_cpu, windows_cpus
+from stoker.hardware.probe_others import macos_cpu, windows_cpus, windows_gpus
+from tests.fakes.hardware import GIB
 
 from .test_cores import HYBRID
 
@@ -54,3 +56,31 @@ def test_windows_tells_efficiency_classes() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="elsewhere")
 def test_windows_is_not_asked_elsewhere() -> None:
     assert windows_cpus() == ()
+    assert windows_gpus() == ()
+
+
+VIDEO = "\\Registry\\Machine\\System\\CurrentControlSet\\Control\\Video\\"
+RADEON, ARC = "PCI\\VEN_1002&DEV_744C&SUBSYS_24141458", "pci\\ven_8086&dev_56a0"
+
+
+def test_windows_tells_of_each_card_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each output is listed by itself; two cards that are alike are two."""
+    outputs = [
+        (RADEON, "AMD Radeon RX 7900 XTX", f"{VIDEO}{{AAA}}\\0000"),
+        (RADEON, "AMD Radeon RX 7900 XTX", f"{VIDEO}{{AAA}}\\0001"),
+        (RADEON, "AMD Radeon RX 7900 XTX", f"{VIDEO}{{BBB}}\\0000"),
+        (ARC, "Intel(R) Arc(TM) A770 Graphics ", f"{VIDEO}{{CCC}}\\0000"),
+        ("ROOT\\BasicDisplay", "Microsoft Basic Display Driver", f"{VIDEO}{{DDD}}\\0000"),
+        ("", "Remote screen", ""),
+    ]
+    memory = {"AAA": 24 * GIB, "BBB": (24 * GIB).to_bytes(8, "little"), "CCC": None}
+
+    def registry_value(key: str, name: str) -> object:
+        return "31.0.1" if name == "DriverVersion" else memory.get(key.partition("{")[2][:3])
+
+    monkeypatch.setattr(probe_others, "_windows_outputs", lambda: iter(outputs))
+    monkeypatch.setattr(probe_others, "_registry_value", registry_value)
+
+    radeon = GpuFacts("AMD Radeon RX 7900 XTX", "amd", 24 * GIB, driver="31.0.1")
+    arc = GpuFacts("Intel(R) Arc(TM) A770 Graphics", "intel", driver="31.0.1")
+    assert windows_gpus() == (radeon, radeon, arc)
