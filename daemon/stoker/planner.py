@@ -20,7 +20,7 @@ from stoker.hardware.facts import HardwareFacts
 from stoker.lifecycle import loading
 from stoker.lifecycle.budget import Room
 from stoker.lifecycle.eviction import Candidate, Choice
-from stoker.lifecycle.planning import Basis, digest_of
+from stoker.lifecycle.planning import Basis, Seen, as_told, digest_of
 from stoker.schemas_machine import (
     GainView,
     PlanMemoryView,
@@ -126,6 +126,7 @@ class Planner:
         calibration: Callable[[HardwareFacts, Profile], Calibration] | None = None,
         safe_mode: Callable[[Path, str], bool] = lambda _model, _runtime: False,
         holds: Callable[[Tuned], bool] = lambda _: True,
+        seen: Seen = as_told,
     ) -> None:
         """`runtimes_names` gives the usable ones, the current one first.
 
@@ -144,6 +145,7 @@ class Planner:
         self._calibration = calibration or (lambda _hardware, _profile: _NOTHING_KNOWN)
         self._safe_mode = safe_mode
         self._holds = holds
+        self._seen = seen
 
     async def plan(self, request: PlanRequest) -> PlanView:
         """The settings that a load would choose now, were this model not loaded.
@@ -152,6 +154,7 @@ class Planner:
         """
         model = self._store.find(request.model).id
         seen = await run_sync(self._look, model, request, abandon_on_cancel=True)
+        seen = replace(seen, hardware=await self._seen(seen.hardware, seen.runtime))
         room, candidates = self._lifecycle.room_for(model, seen.hardware)
         digest = digest_of(seen.loadable.manifest)
         basis = replace(

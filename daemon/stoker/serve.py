@@ -30,6 +30,7 @@ from stoker.api.inference import create_inference_app
 from stoker.api.server_state import ServerState
 from stoker.api.services import Services
 from stoker.api.switch import ServerSwitch
+from stoker.engine.graphics import with_gpus
 from stoker.errors import DaemonAlreadyRunning, StoreUnsafe
 from stoker.events import EventBus
 from stoker.hardware import measure as measured
@@ -39,6 +40,7 @@ from stoker.hardware.probe import probe
 from stoker.history import History, record_events
 from stoker.jobs import Jobs
 from stoker.late import late
+from stoker.lifecycle.planning import Seen
 from stoker.lifecycle.runtime import Lifecycle
 from stoker.metrics import Metrics
 from stoker.paths import Paths
@@ -156,6 +158,7 @@ async def _build(
     profiles = Profiles(places.tuning)
     runtimes = await anyio.to_thread.run_sync(Runtimes, places, facts, wishes, bus, store)
     machine = partial(_machine, places, runtimes)
+    seen = partial(_seen, places, runtimes)
     lifecycle = Lifecycle(
         store=store,
         engine=runtimes,
@@ -166,6 +169,7 @@ async def _build(
         places=places,
         known=profiles,
         note=history.note,
+        seen=seen,
     )
     lifecycle.recall_load_times(await history.load_seconds())
     runtimes.serves(lifecycle)
@@ -178,6 +182,7 @@ async def _build(
         bus=bus,
         places=places,
         hardware=machine,
+        seen=seen,
     )
     upstreams = Upstreams(wishes.upstreams, bus, offline=wishes.offline)
     server = _switch(places, wishes, bus, endpoint, state, lifecycle, upstreams)
@@ -197,7 +202,7 @@ async def _build(
         runtimes=runtimes,
         tuner=tuner,
         upstreams=upstreams,
-        planner=_planner(store, wishes, profiles, runtimes, lifecycle, tuner, machine),
+        planner=_planner(store, wishes, profiles, runtimes, lifecycle, tuner, machine, seen),
     )
     return services, Jobs(services)
 
@@ -230,6 +235,7 @@ def _planner(
     lifecycle: Lifecycle,
     tuner: Tuner,
     machine: Callable[[], HardwareFacts],
+    seen: Seen,
 ) -> Planner:
     return Planner(
         store,
@@ -245,6 +251,7 @@ def _planner(
         ),
         safe_mode=runtimes.needs_safe_mode,
         holds=lambda tuned: runtimes.has(tuned.best.runtime, measured_at=tuned.at),
+        seen=seen,
     )
 
 
@@ -253,6 +260,16 @@ def _machine(places: Paths, runtimes: Runtimes) -> HardwareFacts:
     # What our own workers and other programs take of a GPU changes; without one it costs nothing.
     facts = probe(fresh_gpus=gpu_runtime(runtimes.runtime))
     return with_measured(facts, measured.known(places, facts))
+
+
+async def _seen(
+    places: Paths, runtimes: Runtimes, hardware: HardwareFacts, runtime: str
+) -> HardwareFacts:
+    """This machine with GPUs of which only the runtime's own library tells."""
+    library = runtimes.library(runtime) if gpu_runtime(runtime) else None
+    if library is None:
+        return hardware
+    return await with_gpus(hardware, library, cwd=places.worker_cwd)
 
 
 async def _patiently(work: Coroutine[object, object, T]) -> T:

@@ -36,21 +36,30 @@ def engine_in(home: Path, behaviour: Behaviour | None = None) -> Watched:
 
 @asynccontextmanager
 async def with_gpu(
-    home: Path, engine: Watched, gpu_bytes: int, **settings: Any
+    home: Path, engine: Watched, gpu_bytes: int, *, told: bool = True, **settings: Any
 ) -> AsyncIterator[Lifecycle]:
-    """A machine with memory for all models, and a GPU with so much for them."""
+    """A machine with memory for all models, and a GPU with so much for them.
+
+    ``told``: by the system. Else only the runtime's own library sees it.
+    """
     total = gpu_bytes + MARGIN
 
-    def hardware() -> HardwareFacts:
+    def gpu() -> GpuFacts:
         taken = sum(
             engine.planned[worker.pid].memory.gpu_bytes
             for worker in engine.workers
             if worker.pid in engine.planned and worker.resident_bytes() is not None
         )
-        gpu = GpuFacts("GPU", "nvidia", total, total - taken)
-        return dataclasses.replace(machine(), gpus=(gpu,))
+        return GpuFacts("GPU", "nvidia", total, total - taken)
 
-    async with living(home, engine, hardware, **settings) as lifecycle:
+    def hardware() -> HardwareFacts:
+        return dataclasses.replace(machine(), gpus=(gpu(),) if told else ())
+
+    async def seen(hardware: HardwareFacts, runtime: str) -> HardwareFacts:
+        assert runtime in {FIRST, SECOND}
+        return dataclasses.replace(hardware, gpus=(gpu(),))
+
+    async with living(home, engine, hardware, seen=seen, **settings) as lifecycle:
         yield lifecycle
 
 
@@ -78,6 +87,19 @@ async def test_an_idle_model_leaves_the_gpu_to_the_one_that_is_asked(
     """Although the system's memory holds both: on the processor it would be many times slower."""
     engine = engine_in(home)
     async with with_gpu(home, engine, alone.memory.gpu_bytes * 3 // 2) as lifecycle:
+        await lifecycle.load("a")
+        await lifecycle.load("b")
+
+        assert ready(lifecycle) == {"b"}
+    assert [engine.plan(n).gpu_layers for n in range(2)] == [alone.gpu_layers] * 2
+
+
+async def test_a_gpu_that_only_the_runtime_sees_is_used_and_shared(
+    home: Path, alone: LaunchPlan
+) -> None:
+    engine = engine_in(home)
+    room = alone.memory.gpu_bytes * 3 // 2
+    async with with_gpu(home, engine, room, told=False) as lifecycle:
         await lifecycle.load("a")
         await lifecycle.load("b")
 

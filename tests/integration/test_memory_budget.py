@@ -21,6 +21,7 @@ from stoker.errors import MemoryShort
 from stoker.events import EventBus
 from stoker.hardware.facts import HardwareFacts
 from stoker.lifecycle import launching
+from stoker.lifecycle.planning import Seen, as_told
 from stoker.lifecycle.reclaim import Reclaim
 from stoker.lifecycle.runtime import Lifecycle
 from stoker.metrics import Metrics
@@ -72,6 +73,7 @@ async def living(
     *,
     known: Profiles | None = None,
     trained: int = 2048,
+    seen: Seen = as_told,
     **settings: Any,
 ) -> AsyncIterator[Lifecycle]:
     """Models a, b and c, which are alike, and a lifecycle; ends with no process."""
@@ -90,6 +92,7 @@ async def living(
         metrics=Metrics(),
         places=places_in(home),
         known=known,
+        seen=seen,
     )
     async with anyio.create_task_group() as tasks:
         await tasks.start(lifecycle.run)

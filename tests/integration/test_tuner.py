@@ -15,6 +15,7 @@ from stoker import paths
 from stoker.engine.lab import Library
 from stoker.events import EventBus
 from stoker.hardware.facts import GpuFacts, HardwareFacts
+from stoker.lifecycle.planning import Seen, as_told
 from stoker.lifecycle.runtime import Lifecycle
 from stoker.metrics import Metrics
 from stoker.profiles import Profiles
@@ -92,6 +93,7 @@ async def daemon_in(
     home: Path,
     hardware: Callable[[], HardwareFacts] = machine,
     *runtimes: str,
+    seen: Seen = as_told,
 ) -> AsyncIterator[World]:
     """The part of a daemon that loads and measures; ends with no process."""
     places = paths.from_environment({"STOKER_HOME": str(home)})
@@ -114,6 +116,7 @@ async def daemon_in(
         metrics=Metrics(),
         places=places,
         known=profiles,
+        seen=seen,
     )
     tuner = Tuner(
         store=store,
@@ -124,6 +127,7 @@ async def daemon_in(
         bus=bus,
         places=places,
         hardware=hardware,
+        seen=seen,
         opener=labs,
     )
     async with anyio.create_task_group() as tasks:
@@ -228,6 +232,28 @@ async def test_a_runtime_for_a_gpu_is_measured_with_its_layers_there(
         assert plan.gpu_layers > 0
         measured = {(trial.runtime, trial.gpu_layers) for trial in world.labs.measured}
         assert measured == {("one-cuda", plan.gpu_layers)}
+
+
+async def test_a_gpu_that_only_the_runtime_sees_is_measured_too(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """What was found is kept for the machine as the system tells of it, and used there again."""
+    home = tmp_path_factory.mktemp("t")
+
+    async def seen(hardware: HardwareFacts, runtime: str) -> HardwareFacts:
+        assert runtime == "one-vulkan"
+        return replace(hardware, gpus=with_gpu(8 * GIB).gpus)
+
+    async with daemon_in(home, machine, "one-vulkan", seen=seen) as world:
+        await world.tuner.start(TuneRequest(model="m"))
+        await world.until("done")
+        await world.lifecycle.load("m")
+
+        plan = world.lifecycle.plan_of(M)
+        assert plan is not None
+        assert plan.gpu_layers > 0
+        assert {trial.gpu_layers for trial in world.labs.measured} == {plan.gpu_layers}
+        assert plan.ubatch == 256
 
 
 async def test_runtimes_for_a_gpu_are_not_measured_on_the_processor(

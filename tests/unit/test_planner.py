@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from stoker.errors import BadSetting, LabFailed, MemoryShort, UnknownModel
-from stoker.hardware.facts import HardwareFacts
+from stoker.hardware.facts import GpuFacts, HardwareFacts
 from stoker.lifecycle.budget import Room, with_memory
 from stoker.lifecycle.eviction import Candidate
 from stoker.lifecycle.ladder import Rung
@@ -235,6 +235,19 @@ async def test_a_dry_run_is_asked_for_the_runtime_that_is_used(world: World) -> 
     assert world.asked == [("tiny", "xllamacpp-1")]
     assert view.memory.label == "calibrated"
     assert view.memory.compute_bytes >= GIB
+
+
+async def test_a_gpu_that_only_the_runtime_sees_is_planned_with(world: World) -> None:
+    world.names = ("x-vulkan", "xllamacpp-1")
+
+    async def seen(hardware: HardwareFacts, runtime: str) -> HardwareFacts:
+        assert runtime == "x-vulkan"
+        return dataclasses.replace(hardware, gpus=(GpuFacts("GPU", "other", 8 * GIB, 7 * GIB),))
+
+    view = await world.planner(seen=seen).plan(ask())
+
+    assert view.settings["gpu_layers"] == world.store.facts(world.manifest).block_count + 1
+    assert view.memory.gpu_bytes > 0
 
 
 async def test_without_a_dry_run_formulas_are_good_enough(world: World) -> None:

@@ -6,7 +6,7 @@ And afterwards, what was learnt from a worker about the next plan. Not for: the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -30,6 +30,9 @@ from stoker.tuning.launch import LaunchPlan, MemoryNeed, Profile, Survey, Tuned,
 from stoker.types import Digest, ModelId
 
 log = structlog.get_logger(__name__)
+
+# This machine as a runtime sees it: with GPUs of which only its own library tells.
+Seen = Callable[[HardwareFacts, str], Awaitable[HardwareFacts]]
 
 # Seconds that a look at the free memory stays good: a self-test takes longer, and takes memory.
 _STALE_S: Final = 1.0
@@ -55,6 +58,12 @@ class Known(Protocol):
     ) -> None: ...
 
 
+async def as_told(hardware: HardwareFacts, runtime: str) -> HardwareFacts:
+    """Everything that a runtime can compute on is known already."""
+    _ = runtime
+    return hardware
+
+
 @dataclass(frozen=True, slots=True)
 class Means:
     """What a load takes."""
@@ -66,6 +75,7 @@ class Means:
     bus: EventBus
     metrics: Metrics
     known: Known | None = None
+    seen: Seen = as_told
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +138,6 @@ async def look(means: Means, model: ModelId, fits: Callable[[Basis], bool]) -> B
     engine, settings = means.engine, means.settings
     loadable = await run_sync(loading.examine, means.store, model, abandon_on_cancel=True)
     hardware = await run_sync(means.hardware, abandon_on_cancel=True)
-    seen_at = anyio.current_time()
     digest = digest_of(loadable.manifest)
     tuned = None
     if means.known is not None:
@@ -137,6 +146,8 @@ async def look(means: Means, model: ModelId, fits: Callable[[Basis], bool]) -> B
         tuned = None
     runtime = engine.runtime if tuned is None else tuned.best.runtime
     engine.expect(runtime)
+    hardware = await means.seen(hardware, runtime)
+    seen_at = anyio.current_time()
     if await run_sync(engine.safe_mode, runtime) is None:
         wanted = loading.wishes(settings, safe_mode=False)
         untested = Basis(loadable, hardware, wanted, runtime, tuned)
@@ -149,6 +160,7 @@ async def look(means: Means, model: ModelId, fits: Callable[[Basis], bool]) -> B
         safe_mode = await engine.prepare(loadable.path, runtime)
     if anyio.current_time() - seen_at > _STALE_S:
         hardware = await run_sync(means.hardware, abandon_on_cancel=True)
+        hardware = await means.seen(hardware, runtime)
     wanted = loading.wishes(settings, safe_mode=safe_mode)
     return await _with_known(Basis(loadable, hardware, wanted, runtime, tuned), means)
 

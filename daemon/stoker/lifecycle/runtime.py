@@ -44,7 +44,7 @@ from stoker.lifecycle.eviction import Candidate
 from stoker.lifecycle.last_served import LastServed
 from stoker.lifecycle.launching import Launcher
 from stoker.lifecycle.leases import Leases
-from stoker.lifecycle.planning import Known, Means, digest_of
+from stoker.lifecycle.planning import Known, Means, Seen, as_told, digest_of
 from stoker.lifecycle.record import CANCELLED, Note, Record, nobody
 from stoker.lifecycle.rungs import Rungs
 from stoker.lifecycle.running import Lease, model_view
@@ -83,6 +83,7 @@ class Lifecycle:
         places: Paths,
         known: Known | None = None,
         note: Note = nobody,
+        seen: Seen = as_told,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -92,7 +93,7 @@ class Lifecycle:
         self._scheduler = Scheduler(
             max_queue=settings.max_queue, keep_alive_s=settings.keep_alive_s
         )
-        means = Means(store, engine, hardware, settings, bus, metrics, known)
+        means = Means(store, engine, hardware, settings, bus, metrics, known, seen)
         limit_bytes = settings.conversations_bytes if settings.keep_conversations else 0
         self._conversations = Conversations(places.conversations, limit_bytes)
         self._rungs = Rungs(places.rungs, self._start)

@@ -95,7 +95,9 @@ class Runtimes:
         self._install = install
         self._shelf = Shelf(places, hardware, settings, make)
         self._bench = Bench(places.worker_cwd, hardware.effective_cpus)
-        self._tester = Tester(self._shelf, store, hardware, compare or self._bench.compare)
+        self._tester = Tester(
+            self._shelf, store, hardware, compare or self._bench.compare, places.worker_cwd
+        )
         self._lifecycle: Serves | None = None
         self._tasks: TaskGroup | None = None
         self._job: Job | None = None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import structlog
 from anyio.to_thread import run_sync
 
+from stoker.engine.graphics import with_gpus
+from stoker.engine.lab import Library
 from stoker.errors import (
     CanaryFailed,
     LabFailed,
@@ -47,6 +50,7 @@ class Tester:
     store: Store
     hardware: HardwareFacts
     compare: Compare
+    cwd: Path  # of processes that only look
 
     def model(self) -> Path | None:
         """The smallest stored model that writes text: every test is over soonest with it."""
@@ -90,8 +94,8 @@ class Tester:
         safe = verdict is not None and verdict.safe_mode
         try:
             await run_sync(self._check_room, model, 2)
-            layers = await run_sync(gpu_layers, model, new.runtime)
-            before = 0 if safe else await run_sync(gpu_layers, model, old.runtime)
+            layers = await gpu_layers(model, new, self.cwd)
+            before = 0 if safe else await gpu_layers(model, old, self.cwd)
             found = await self.compare(
                 Contender(new, gpu_layers=layers),
                 Contender(old, extra_buffers=not safe, gpu_layers=before),
@@ -140,13 +144,15 @@ def _facts(model: Path) -> ModelFacts:
         return model_facts(read_header(stream, size), size)
 
 
-def gpu_layers(model: Path, runtime: str) -> int:
-    """How many a load would place there. Raises LabFailed for what cannot be measured. Blocking."""
-    if not gpu_runtime(runtime):
+async def gpu_layers(model: Path, library: Library, cwd: Path) -> int:
+    """How many a load would place there. Raises LabFailed for what cannot be measured."""
+    if not gpu_runtime(library.runtime):
         return 0
+    hardware = await run_sync(partial(probe, fresh_gpus=True))
+    hardware = await with_gpus(hardware, library, cwd=cwd)
     wanted = Wishes(context=_CELLS, parallel=_STREAMS)
-    hardware = probe(fresh_gpus=True)
-    plan = make_plan("test", model, _facts(model), hardware, wanted, runtime=runtime)
+    facts = await run_sync(_facts, model)
+    plan = make_plan("test", model, facts, hardware, wanted, runtime=library.runtime)
     if not plan.gpu_layers:
         raise LabFailed("it is not known whether the model fits on the GPU")
     if plan.cpu_experts:

@@ -31,7 +31,7 @@ from stoker.errors import (
 )
 from stoker.events import EventBus
 from stoker.hardware.facts import HardwareFacts
-from stoker.lifecycle.planning import digest_of
+from stoker.lifecycle.planning import Seen, as_told, digest_of
 from stoker.paths import Paths
 from stoker.profiles import Profiles
 from stoker.schemas import TuneChanged, TuneView
@@ -76,6 +76,7 @@ class Tuner:
         bus: EventBus,
         places: Paths,
         hardware: Callable[[], HardwareFacts],
+        seen: Seen = as_told,
         opener: OpenLab = open_lab,
         clock: Callable[[], float] = time.monotonic,
         cpu_percent: Callable[[], float] = psutil.cpu_percent,
@@ -100,7 +101,7 @@ class Tuner:
         self._live = LiveSpeeds(clock)
         self._nothing_due: tuple[frozenset[ModelId], float] = frozenset(), 0.0  # when last looked
         self._surveyor = Surveyor(store, profiles, runtimes.library, opener, places.worker_cwd)
-        self._starting = Starting(store, lifecycle, runtimes, profiles, settings, hardware)
+        self._starting = Starting(store, lifecycle, runtimes, profiles, settings, hardware, seen)
         lifecycle.on_busy(self._on_busy)
 
     # --- life --------------------------------------------------------------------------------

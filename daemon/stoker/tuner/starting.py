@@ -14,6 +14,7 @@ from anyio.to_thread import run_sync
 from stoker.errors import CanaryFailed, LabFailed, MemoryShort, RuntimeUnsupported
 from stoker.hardware.facts import HardwareFacts
 from stoker.lifecycle import loading
+from stoker.lifecycle.planning import Seen
 from stoker.profiles import Profiles
 from stoker.settings import Settings
 from stoker.store.store import Store
@@ -36,6 +37,7 @@ class Starting:
         profiles: Profiles,
         settings: Settings,
         hardware: Callable[[], HardwareFacts],
+        seen: Seen,
     ) -> None:
         self._store = store
         self._lifecycle = lifecycle
@@ -43,6 +45,7 @@ class Starting:
         self._profiles = profiles
         self._settings = settings
         self._hardware = hardware
+        self._seen = seen
 
     async def look(self, job: Job) -> tuple[Basis, HardwareFacts]:
         """What the search starts from, as it is now. Raises what a load would raise."""
@@ -50,11 +53,13 @@ class Starting:
         hardware = await run_sync(self._hardware, abandon_on_cancel=True)
         runtimes, safe = await self._sound_runtimes(loadable.path)
         wanted = loading.wishes(self._settings, safe_mode=runtimes[0] in safe)
-        plan = self._untuned(job, loadable, hardware, wanted, runtimes[0])
+        seen = await self._seen(hardware, runtimes[0])
+        plan = self._untuned(job, loadable, seen, wanted, runtimes[0])
         if not plan.runtime:
             plan = replace(plan, runtime=runtimes[0])
         if plan.cpu_experts:
             raise LabFailed("a model whose experts are divided between GPU and CPU is not measured")
+        _check_gpu(plan, seen)
         key = keys.tuning_key(hardware)
         return (
             Basis(key, job.profile, runtimes, safe, loadable.path, plan, trial_of(plan)),
@@ -133,7 +138,6 @@ class Starting:
         """Raises MemoryShort, with the numbers."""
         if job.basis is None:
             return
-        _check_gpu(job, hardware)
         loaded = self._lifecycle.plan_of(job.model) is not None
         need = policy.lab_bytes(job.basis.plan, loaded=loaded)
         room = policy.room_bytes(hardware, self._settings.memory_reserve_bytes)
@@ -151,15 +155,12 @@ class Starting:
         return 2 if twice <= policy.room_bytes(hardware, self._settings.memory_reserve_bytes) else 1
 
 
-def _check_gpu(job: Job, hardware: HardwareFacts) -> None:
+def _check_gpu(plan: LaunchPlan, hardware: HardwareFacts) -> None:
     """While the model is loaded, its layers are there twice. Raises MemoryShort."""
-    if job.basis is None:
-        return
-    plan = job.basis.plan
     need, free = plan.memory.gpu_bytes, room(hardware, plan.runtime).free_bytes
     if free is not None and need > free:
         raise MemoryShort(
-            f"Measuring {job.model} beside what is loaded needs {need / 2**30:.2f} GiB of the"
+            f"Measuring {plan.model_id} beside what is loaded needs {need / 2**30:.2f} GiB of the"
             f" GPU's memory; {free / 2**30:.2f} GiB can be spared.",
             needed_bytes=need,
             free_bytes=free,

@@ -61,7 +61,7 @@ def room(hardware: HardwareFacts, runtime: str) -> Room:
     shared = any(word in runtime.lower() for word in _UNIFIED_WORDS)
     if shared:
         return Room(usable=True, shared=True)
-    if not hardware.gpus:  # Windows tells us of NVIDIA's only
+    if not hardware.gpus:  # Windows does not tell of all
         return Room(usable=True) if hardware.system == "windows" else NO_GPU
     if all(gpu.unified for gpu in hardware.gpus):
         return Room(usable=True, shared=True)
@@ -73,6 +73,12 @@ def room(hardware: HardwareFacts, runtime: str) -> Room:
     if not free:
         return Room(usable=True)
     return Room(usable=True, free_bytes=sum(max(0, one - _margin(one)) for one in free))
+
+
+def is_blind(hardware: HardwareFacts, runtime: str) -> bool:
+    """Whether this runtime is for GPUs, and the system tells nothing to place layers by."""
+    found = room(hardware, runtime)
+    return gpu_runtime(runtime) and not found.shared and found.free_bytes is None
 
 
 def _margin(free: int) -> int:

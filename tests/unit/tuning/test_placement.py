@@ -84,6 +84,26 @@ def test_a_gpu_whose_memory_is_not_known_gets_nothing() -> None:
     assert found.free_bytes is None
 
 
+@pytest.mark.parametrize(
+    ("found", "runtime", "blind"),
+    [
+        (hardware(8 * GIB), "cuda", False),
+        (hardware(8 * GIB, None), "cuda", False),
+        (hardware(None), "cuda", True),
+        (hardware(None), "built-in", False),
+        (hardware(None, unified=True), "vulkan", False),
+        (hardware(), "vulkan", True),
+        (hardware(), "metal", False),
+    ],
+)
+def test_a_runtime_for_gpus_is_blind_where_no_free_memory_is_known(
+    found: HardwareFacts,
+    runtime: str,
+    blind: bool,  # noqa: FBT001
+) -> None:
+    assert placement.is_blind(found, runtime) == blind
+
+
 def test_a_gpu_that_shares_memory_takes_all_and_costs_nothing_more() -> None:
     found = placement.room(hardware(4 * GIB, unified=True), "vulkan")
 
