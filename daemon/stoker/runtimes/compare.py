@@ -1,8 +1,11 @@
 """Is a new runtime faster than the one that serves? Measured, on this machine, in turns.
 
-Both libraries are open at once and measure the same trial one after the other, several rounds, so
-that whatever else the machine does meets both. A request pauses both at once; what it interrupted
-is measured again. Under a load that never ends they measure all the same, after some patience.
+Several rounds; in each, both libraries are opened in new processes and measure the same trial one
+after the other, so that whatever else the machine does meets both. A process keeps whatever luck
+it had with its memory, up to a tenth of its speed: measured in one process of each, a runtime that
+is as fast in one of the three is now and then surely slower in it. A request pauses both at once;
+what it interrupted is measured again. Under a load that never ends they measure all the same, after
+some patience.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import math
 import statistics
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -100,7 +103,7 @@ class Bench:
         self._cwd = cwd
         self._threads = threads
         self._patience_s = patience_s
-        self._labs: tuple[Lab, ...] = ()
+        self._labs: list[Lab] = []
         self._idle = anyio.Event()
         self._idle.set()
         self._patient = True
@@ -119,31 +122,41 @@ class Bench:
 
     async def compare(self, new: Contender, old: Contender, model: Path) -> Comparison:
         """Raises LabFailed when one of the two cannot be measured."""
-        async with AsyncExitStack() as stack:
-            labs = []
-            for one in (new, old):
-                lab = await stack.enter_async_context(open_lab(one.library, cwd=self._cwd))
-                await lab.load(model, extra_buffers=one.extra_buffers, gpu_layers=one.gpu_layers)
-                labs.append(lab)
-            self._labs, self._patient = tuple(labs), True
-            try:
-                return await self._rounds(new, old)
-            finally:
-                self._labs = ()
-
-    async def _rounds(self, new: Contender, old: Contender) -> Comparison:
         results: tuple[list[Speeds], list[Speeds]] = ([], [])
+        self._patient = True
         impatience = asyncio.create_task(self._lose_patience())
         try:
-            for round_number in range(ROUNDS):
-                turns = list(zip(self._labs, (new, old), results, strict=True))
-                if round_number % 2:  # whoever comes second meets a warmer processor
+            for number in range(ROUNDS):
+                turns = list(zip((new, old), results, strict=True))
+                if number % 2:  # whoever comes second meets a warmer processor
                     turns.reverse()
-                for lab, one, found in turns:
-                    found.append(await self._measure(lab, one))
+                async with AsyncExitStack() as stack:
+                    labs = [
+                        await stack.enter_async_context(self._lab(one, model)) for one, _ in turns
+                    ]
+                    for lab, (one, found) in zip(labs, turns, strict=True):
+                        found.append(await self._measure(lab, one))
         finally:
             impatience.cancel()
         return judge(*results)
+
+    @asynccontextmanager
+    async def _lab(self, one: Contender, model: Path) -> AsyncIterator[Lab]:
+        """A new process with the model in it, begun while nobody is served."""
+        await self._until_idle()
+        async with open_lab(one.library, cwd=self._cwd) as lab:
+            self._labs.append(lab)
+            try:
+                if self._patient and not self._idle.is_set():  # since it was started
+                    lab.pause()
+                await lab.load(model, extra_buffers=one.extra_buffers, gpu_layers=one.gpu_layers)
+                yield lab
+            finally:
+                self._labs.remove(lab)
+
+    async def _until_idle(self) -> None:
+        if self._patient:
+            await self._idle.wait()
 
     async def _measure(self, lab: Lab, one: Contender) -> Speeds:
         trial = Trial(
@@ -156,8 +169,7 @@ class Bench:
             gpu_layers=one.gpu_layers,
         )
         while True:
-            if self._patient:
-                await self._idle.wait()
+            await self._until_idle()
             try:
                 return await lab.measure(
                     trial, prompt=_PROMPT, generate=_GENERATE, streams=_STREAMS
