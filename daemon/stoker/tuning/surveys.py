@@ -63,12 +63,14 @@ def dry_kv_bytes(survey: Survey, sizing: Sizing, *, formula: int, facts: ModelFa
     """Keys, values and recurrent state by the dry runs; `formula` where they do not tell.
 
     The formula is exact but for recurrent layers, and a window's end makes a line too low. So
-    the line is used for recurrent models, and never to go below the formula for others.
+    the line is used for recurrent models, and never to go below the formula for others. With
+    fewer cells than the shortest dry run a cache takes its share of that one's.
     """
     found = _between(survey, sizing, lambda point: point.kv_bytes)
-    if found is None:
-        return formula
-    return found if facts.recurrent else max(found, formula)
+    if found is None or facts.recurrent:
+        return formula if found is None else found
+    shortest = min(point.cells for point in survey.points)
+    return max(found * min(sizing.cells, shortest) // shortest, formula)
 
 
 def _between(

@@ -152,6 +152,25 @@ def test_an_engine_that_does_not_tell_its_cache_leaves_it_to_the_formula() -> No
     assert need.kv_bytes == memory.kv_bytes(GEMMA, sizing())
 
 
+@pytest.mark.parametrize("facts", [STARTER, GEMMA, EIGHT_B, MLA])
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_a_short_cache_takes_no_more_than_its_share(facts: ModelFacts, factor: float) -> None:
+    """The shortest dry run has 1,024 cells; a cache of half as many is not said to be as large."""
+    told = engine_of(facts, plan(facts))
+    points = [
+        dataclasses.replace(one, kv_bytes=int((one.kv_bytes or 0) * factor)) for one in told.points
+    ]
+    survey = dataclasses.replace(told, points=tuple(points))
+    settings = sizing(cells=512, parallel=1)
+
+    said = memory.memory_need(facts, settings, survey).kv_bytes
+
+    true = memory.kv_bytes(facts, settings)
+    assert true <= said <= true * factor + 1
+    if not facts.sliding_window:
+        assert said == pytest.approx(true * factor, rel=0.001)
+
+
 def test_a_recurrent_state_is_the_engines_own() -> None:
     """The formula guesses it upwards."""
     made = plan(HYBRID, Wishes(context=8192))
