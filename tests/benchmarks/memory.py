@@ -162,7 +162,7 @@ class _Watch:
 
     def __init__(self, pid: int, weights: Path) -> None:
         self._pid = pid
-        self._weights = weights
+        self._weights = weights.resolve()  # as the kernel names it
         self._end = threading.Event()
         self._anonymous = 0
         self.thread = threading.Thread(target=self._look)
