@@ -15,6 +15,7 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from stoker.errors import StokerError
 from stoker.types import ModelState
+from tests.fakes.asking import ENDLESS
 from tests.fakes.daemon import Daemon, assert_gone
 
 pytestmark = pytest.mark.e2e
@@ -34,7 +35,7 @@ def _wait_for(daemon: Daemon, state: ModelState, within_s: float = 30) -> None:
 def test_killed_worker_ends_the_stream_with_an_error(api: openai.OpenAI, daemon: Daemon) -> None:
     """The client learns of it in the stream, and the next request is answered."""
     with api.chat.completions.create(
-        model="starter", messages=STORY, max_tokens=2000, stream=True
+        model="starter", messages=STORY, max_tokens=2000, stream=True, extra_body=ENDLESS
     ) as stream:
         pieces = iter(stream)
         for _ in range(5):
@@ -115,7 +116,7 @@ def test_unloaded_model_is_not_restored(daemon: Daemon) -> None:
 def test_stop_lets_a_running_answer_finish(daemon: Daemon, api: openai.OpenAI) -> None:
     """A graceful stop drains: the running stream ends as it should, then all processes go."""
     with api.chat.completions.create(
-        model="starter", messages=STORY, max_tokens=150, stream=True
+        model="starter", messages=STORY, max_tokens=150, stream=True, extra_body=ENDLESS
     ) as stream:
         pieces = iter(stream)
         next(pieces)
@@ -130,7 +131,7 @@ def test_stop_lets_a_running_answer_finish(daemon: Daemon, api: openai.OpenAI) -
 def test_disconnect_cancels_the_generation(daemon: Daemon, api: openai.OpenAI) -> None:
     """A client that goes away costs no more work."""
     with api.chat.completions.create(
-        model="starter", messages=STORY, max_tokens=4000, stream=True
+        model="starter", messages=STORY, max_tokens=4000, stream=True, extra_body=ENDLESS
     ) as stream:
         next(iter(stream))
     deadline = time.monotonic() + 10

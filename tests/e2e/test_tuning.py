@@ -18,6 +18,7 @@ from stoker.schemas_machine import PlanRequest, TuneRequest
 from stoker.store.disk import read_file
 from stoker.tuning.keys import tuning_key
 from stoker.types import ModelState
+from tests.fakes.asking import ENDLESS
 from tests.fakes.daemon import Daemon, assert_gone
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -75,7 +76,7 @@ def test_a_request_stands_before_a_measurement(daemon: Daemon, api: openai.OpenA
     assert not stopped(measuring)
 
     with api.chat.completions.create(
-        model="starter", messages=STORY, max_tokens=40, stream=True
+        model="starter", messages=STORY, max_tokens=40, stream=True, extra_body=ENDLESS
     ) as stream:
         pieces = iter(stream)
         next(pieces)
@@ -121,7 +122,7 @@ def test_a_lab_that_is_stopped_is_gone_with_the_daemon(daemon: Daemon, api: open
         client.load("starter")  # a load ends the labs
     start(daemon)
     with api.chat.completions.create(
-        model="starter", messages=STORY, max_tokens=400, stream=True
+        model="starter", messages=STORY, max_tokens=400, stream=True, extra_body=ENDLESS
     ) as stream:
         next(iter(stream))
         wait_for(lambda: stopped(labs(daemon)))

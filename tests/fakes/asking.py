@@ -10,11 +10,12 @@ from typing import Any, Self
 import httpx2
 
 ANSWER_S = 300.0  # a cold load, the self-test and an answer on a busy machine
+ENDLESS = {"ignore_eos": True}  # as `extra_body`: the answer is as long as asked, by no luck
 
 
 def question(model: str, max_tokens: int, prompt: str = "Once upon a time", **more: Any) -> Any:
     """The body of a completion: the route that a base model serves as well."""
-    fixed = {"temperature": 0, "ignore_eos": True}
+    fixed = {"temperature": 0, **ENDLESS}
     return {"model": model, "prompt": prompt, "max_tokens": max_tokens, **fixed, **more}
 
 
