@@ -9,11 +9,12 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import psutil
 import pytest
@@ -92,6 +93,33 @@ def _processes_of(home: Path) -> list[psutil.Process]:
         if for_home and process.pid != os.getpid():
             found.append(process)
     return found
+
+
+# --- folders of long homes -------------------------------------------------------------------
+
+# A test's own folder has too long a path for sockets, so its daemon's and its tray's run folder is
+# here, as in `stoker.paths`; neither removes it, because the next one would make it again.
+_RUN_FOLDERS: Final = f"stoker-{os.getuid() if os.name == 'posix' else ''}-*"
+_folders_before: set[Path] = set()
+
+
+def _run_folders() -> set[Path]:
+    return set(Path("/tmp").glob(_RUN_FOLDERS)) if os.name == "posix" else set()
+
+
+def pytest_sessionstart() -> None:
+    _folders_before.update(_run_folders())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Remove what was made meanwhile, unless a daemon is there: no test left one behind."""
+    if hasattr(session.config, "workerinput"):  # another one's tests may still run
+        return
+    for folder in _run_folders() - _folders_before:
+        with socket.socket(socket.AF_UNIX) as probe:
+            in_use = probe.connect_ex(str(folder / "control.sock")) == 0
+        if not in_use:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- fixtures --------------------------------------------------------------------------------
