@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import runpy
+import signal
 import statistics
 import subprocess
 import sys
@@ -173,6 +174,8 @@ def _print(rows: list[Row]) -> None:
 
 
 def main() -> None:
+    # Whoever ends it, also by `kill` or `timeout`, ends the servers that it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if len(sys.argv) > 1 and sys.argv[1] in _OTHERS:
         name = f"{__package__}.{sys.argv.pop(1)}"
         runpy.run_module(name, run_name="__main__", alter_sys=True)
