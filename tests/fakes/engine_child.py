@@ -241,8 +241,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def completion(self, body: dict[str, Any], *, chat: bool) -> None:
         server = self.server
-        text = json.dumps(body["messages"]) if chat else str(body.get("prompt", body.get("input")))
-        prompt, context = len(text.split()), server.order["context"]
+        asked = json.dumps(body["messages"]) if chat else str(body.get("prompt", body.get("input")))
+        prompt, context = len(asked.split()), server.order["context"]
         if prompt > context:
             message = (
                 f"request ({prompt} tokens) exceeds the available context size"
@@ -253,16 +253,21 @@ class Handler(BaseHTTPRequestHandler):
             return
         limit = body.get("max_completion_tokens", body.get("max_tokens"))
         count = server.order["tokens"] if limit is None else int(limit)
+        streamed = bool(body.get("stream"))
         with server.slot() as slot, self.processing():
             self.read_prompt(prompt, slot)
-            if body.get("stream"):
-                self.stream(body, self.generate(count, slot), usage(prompt, count), chat=chat)
+            words = self.generate(count, slot)
+            if streamed:
+                self.stream(words, chat=chat)
             else:
-                words = list(self.generate(count, slot))
-                answer = self.frame(chat=chat, text=" ".join(words), final=True, whole=True)
-                server.decoded = True  # before anybody can know and ask again
-                self.answer(200, {**answer, "usage": usage(prompt, count)})
+                text = " ".join(words)
+        # Before anybody can know that it ended and ask again: the engine, too, has freed the slot.
         server.decoded = True
+        if streamed:
+            self.end_stream(body, usage(prompt, count), chat=chat)
+        else:
+            answer = self.frame(chat=chat, text=text, final=True, whole=True)
+            self.answer(200, {**answer, "usage": usage(prompt, count)})
 
     @contextlib.contextmanager
     def processing(self) -> Any:
@@ -297,7 +302,7 @@ class Handler(BaseHTTPRequestHandler):
             slot.tokens += 1
             yield f"tok{number}"
 
-    def stream(self, body: dict[str, Any], words: Any, used: dict[str, int], *, chat: bool) -> None:
+    def stream(self, words: Any, *, chat: bool) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
@@ -305,6 +310,8 @@ class Handler(BaseHTTPRequestHandler):
         for number, word in enumerate(words):
             text = word if number == 0 else f" {word}"
             self.event(self.frame(chat=chat, text=text, final=False, whole=False))
+
+    def end_stream(self, body: dict[str, Any], used: dict[str, int], *, chat: bool) -> None:
         last = self.frame(chat=chat, text="", final=True, whole=False)
         self.event(last)
         if body.get("stream_options", {}).get("include_usage"):
