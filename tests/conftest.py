@@ -65,6 +65,8 @@ sys.addaudithook(_guard_network)  # in this process only; pip below runs in a ch
 
 # --- leak check ------------------------------------------------------------------------------
 
+LEAVE_S = 10  # what is ended may have to wait for a processor before it is gone
+
 
 @pytest.fixture(autouse=True)
 def no_process_left() -> Iterator[None]:
@@ -72,7 +74,7 @@ def no_process_left() -> Iterator[None]:
     before = set(psutil.Process().children(recursive=True))
     yield
     left = [p for p in psutil.Process().children(recursive=True) if p not in before]
-    _fail_for(psutil.wait_procs(left, timeout=2)[1])
+    _fail_for(psutil.wait_procs(left, timeout=LEAVE_S)[1])
 
 
 def _fail_for(left: list[psutil.Process]) -> None:
@@ -142,7 +144,7 @@ def stoker_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("STOKER_HOME", str(home))
     yield home
     try:
-        _fail_for(psutil.wait_procs(_processes_of(home), timeout=2)[1])
+        _fail_for(psutil.wait_procs(_processes_of(home), timeout=LEAVE_S)[1])
     finally:
         shutil.rmtree(home, ignore_errors=True)
 

@@ -153,7 +153,8 @@ def grandchild_of(worker: Worker) -> int:
 async def test_a_ready_worker_decodes_and_stop_means_gone(rig: Rig) -> None:
     worker = await rig.launch()
     async with client(worker.address, worker.key) as http:
-        answer = await http.post("/v1/completions", json={"prompt": "one two", "max_tokens": 3})
+        body = {"prompt": "one two", "max_tokens": 3, "ignore_eos": True}
+        answer = await http.post("/v1/completions", json=body)
     pid, resident = worker.pid, worker.resident_bytes()
 
     report = await worker.stop(5)
@@ -189,9 +190,12 @@ async def test_what_is_expected_is_begun_and_used_once(rig: Rig) -> None:
 
 async def test_nothing_is_left_of_what_was_expected(rig: Rig) -> None:
     rig.engine.expect()
+    begun = [process.pid for process in rig.processes()]
 
     rig.engine.relax()
 
+    assert begun
+    assert wait_gone(begun) == []
     assert rig.processes() == []
     rig.engine.relax()
 

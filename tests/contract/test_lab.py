@@ -243,13 +243,13 @@ async def test_a_pause_stops_it_at_once(lab: Lab, starter_gguf: Path) -> None:
 
     async def pause() -> None:
         await anyio.sleep(1)
-        before, started = cpu_s(lab.pid), time.perf_counter()
+        started, before = time.perf_counter(), cpu_s(lab.pid)
         lab.pause()
+        used.append(cpu_s(lab.pid) - before)
         took.append(time.perf_counter() - started)
-        used.append(before)
-        used.append(cpu_s(lab.pid))
+        before = cpu_s(lab.pid)
         await anyio.sleep(1)
-        used.append(cpu_s(lab.pid))
+        used.append(cpu_s(lab.pid) - before)
         lab.resume()
 
     async with anyio.create_task_group() as group:
@@ -258,10 +258,31 @@ async def test_a_pause_stops_it_at_once(lab: Lab, starter_gguf: Path) -> None:
             await lab.measure(trial(), prompt=512, generate=512, repeats=20)
     after = await lab.measure(trial(), prompt=32, generate=2)
 
-    assert took[0] < 0.05
-    assert used[1] - used[0] < 0.1
-    assert used[2] - used[1] < 0.05
+    # No more than it can use in the time that this process took, which may have had to wait.
+    assert used[0] < 0.1 + probe().effective_cpus * took[0]
+    assert used[1] < 0.05
     assert after.decode_tokens_per_s > 0
+
+
+async def test_pausing_does_not_wait_for_the_lab(lab: Lab, starter_gguf: Path) -> None:
+    """Best of three, because this process may have to wait for a processor."""
+    await lab.load(starter_gguf, extra_buffers=True)
+    took: list[float] = []
+
+    async def pause() -> None:
+        await anyio.sleep(0.2)
+        started = time.perf_counter()
+        lab.pause()
+        took.append(time.perf_counter() - started)
+        lab.resume()
+
+    for _ in range(3):
+        async with anyio.create_task_group() as group:
+            group.start_soon(pause)
+            with pytest.raises(LabInterrupted):
+                await lab.measure(trial(), prompt=512, generate=512, repeats=20)
+
+    assert min(took) < 0.05
 
 
 OWNER = """

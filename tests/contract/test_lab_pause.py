@@ -39,11 +39,11 @@ def built_in() -> Library:
     return Library("here", files[0], None)
 
 
-async def measure(lab: Bench) -> Speeds | None:
+async def measure(lab: Bench, *, prompt: int = 64, generate: int = 4) -> Speeds | None:
     """None: it was interrupted."""
     try:
         with anyio.fail_after(DEADLINE_S):
-            return await lab.measure(TRIAL, prompt=64, generate=4, streams=2)
+            return await lab.measure(TRIAL, prompt=prompt, generate=generate, streams=2)
     except LabInterrupted:
         return None
 
@@ -53,7 +53,7 @@ async def test_a_paused_measurement_is_interrupted_once(lab: Bench, starter_gguf
     results: list[Speeds | None] = []
 
     async def one() -> None:
-        results.append(await measure(lab))
+        results.append(await measure(lab, prompt=512, generate=512))  # seconds; the pause is early
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(one)

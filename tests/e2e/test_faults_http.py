@@ -49,7 +49,7 @@ def test_what_the_engine_cannot_bear_is_a_bad_request(
         client.post(url, json=CHAT)
         worker = daemon.model("starter").pid
 
-        answer = client.post(url, json={**CHAT, **fields}, timeout=10)
+        answer = client.post(url, json={**CHAT, **fields}, timeout=30)
 
         after = client.post(url, json=CHAT)
     assert answer.status_code == 400

@@ -51,7 +51,7 @@ def test_a_chat_without_any_unix_socket(loopback: Daemon, starter_gguf: Path) ->
     with loopback:
         loopback.add(starter_gguf, "starter")
         told = ask(loopback)
-        [worker] = loopback.workers()
+        worker = psutil.Process(loopback.model("starter").pid)
         found = transport.read(loopback.paths.control_file)
 
         assert "Paris" in told

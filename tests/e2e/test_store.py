@@ -7,6 +7,7 @@ import json
 import openai
 import pytest
 
+from tests.fakes.asking import ENDLESS
 from tests.fakes.daemon import Daemon
 
 pytestmark = pytest.mark.e2e
@@ -74,6 +75,9 @@ def test_repair(daemon: Daemon, api: openai.OpenAI, starter_gguf: object) -> Non
 
     assert daemon.cli("verify").returncode == 0
     answer = api.chat.completions.create(
-        model="starter", messages=[{"role": "user", "content": "hi"}], max_tokens=4
+        model="starter",
+        messages=[{"role": "user", "content": "hi"}],
+        max_tokens=4,
+        extra_body=ENDLESS,
     )
     assert answer.choices[0].message.content

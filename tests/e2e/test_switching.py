@@ -20,8 +20,8 @@ from tests.fakes.two_models import SHAPE, room_for_one, stored
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 # Tokens of a stream; the model writes twenty to eighty a second.
-LONG = 600  # more than can come in the time of a load and of two answers by another model
-SHORT = 200  # enough for others to arrive meanwhile
+LONG = 1800  # more than can come in the time of a load and of two answers by another model
+SHORT = 800  # enough for others to arrive meanwhile, also where the test gets no processor
 WITHIN_S = 60.0
 
 
@@ -143,7 +143,7 @@ def test_an_unpinned_model_is_evicted_only_between_its_streams(home: tuple[Path,
 
 def test_unloading_waits_for_the_stream(home: tuple[Path, int]) -> None:
     """As long as the user's own limit for that is not over."""
-    with running(home[0], drain_timeout_s=120) as daemon:
+    with running(home[0], drain_timeout_s=400) as daemon:
         base_url = daemon.base_url
         with Stream(base_url, "starter", SHORT) as stream:
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -65,8 +66,11 @@ def start(daemon: Daemon) -> list[psutil.Process]:
 
 def stopped(processes: list[psutil.Process]) -> bool:
     """Those that are still there; a dry run may have ended meanwhile."""
-    alive = [process.status() for process in processes if process.is_running()]
-    return bool(alive) and set(alive) == {psutil.STATUS_STOPPED}
+    alive = set()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            alive.add(process.status())
+    return alive == {psutil.STATUS_STOPPED}
 
 
 def test_a_request_stands_before_a_measurement(daemon: Daemon, api: openai.OpenAI) -> None:
@@ -76,20 +80,20 @@ def test_a_request_stands_before_a_measurement(daemon: Daemon, api: openai.OpenA
     assert not stopped(measuring)
 
     with api.chat.completions.create(
-        model="starter", messages=STORY, max_tokens=40, stream=True, extra_body=ENDLESS
+        model="starter", messages=STORY, max_tokens=1500, stream=True, extra_body=ENDLESS
     ) as stream:
         pieces = iter(stream)
         next(pieces)
         # It was told before the request went out; on a busy machine it takes notice when it is
         # given a processor again.
         wait_for(lambda: stopped(measuring))
+        wait_for(lambda: view(daemon).state == "paused")
         measuring = [process for process in measuring if process.is_running()]
         before = [process.cpu_times().user for process in measuring]
-        wait_for(lambda: view(daemon).state == "paused")
-        text = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+        told = [next(pieces) for _ in range(40)]
         after = [process.cpu_times().user for process in measuring]
 
-    assert text
+    assert any(piece.choices[0].delta.content for piece in told if piece.choices)
     assert after == before
     wait_for(lambda: not stopped(measuring) and view(daemon).state == "running")
     with daemon.client() as client:
@@ -112,7 +116,8 @@ def test_a_killed_daemon_leaves_no_lab(daemon: Daemon) -> None:
 
     processes = daemon.kill()
 
-    assert {process.pid for process in measuring} <= {process.pid for process in processes}
+    # A dry run may have ended meanwhile, but not the search.
+    assert {process.pid for process in measuring} & {process.pid for process in processes}
     assert_gone(processes)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -18,13 +20,19 @@ pytestmark = pytest.mark.e2e
 QUESTION = "What is the capital of France? Answer in one short sentence."
 
 
+def _port_to_keep() -> int:
+    """A free one that no system gives away by itself while the daemon restarts."""
+    while True:
+        port = random.randrange(20_000, 32_000)  # noqa: S311  # not a secret
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 @pytest.fixture
 def far(tmp_path: Path, starter_gguf: Path, canary: Path) -> Iterator[Daemon]:
     """The bigger machine, on a port that it keeps."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    daemon = Daemon(tmp_path / "far", port=port)
+    daemon = Daemon(tmp_path / "far", port=_port_to_keep())
     daemon.canary = canary
     with daemon:
         daemon.add(starter_gguf, "starter")

@@ -167,8 +167,15 @@ class Daemon:
         )
 
 
-def assert_gone(processes: list[psutil.Process], within_s: float = 5.0) -> None:
+def assert_gone(processes: list[psutil.Process], within_s: float = 15.0) -> None:
     """Fail unless all of them have ended (a zombie of ours counts as ended)."""
     _, alive = psutil.wait_procs(processes, timeout=within_s)
-    left = [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    left = [process for process in alive if _runs(process)]
     assert not left, left
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it ended between the two questions
+        return False

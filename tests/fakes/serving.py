@@ -231,7 +231,7 @@ def _services(**parts: Any) -> Services:
 
 
 def _client(port: int) -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False)
+    return httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False)
 
 
 def raw_request(port: int, data: bytes, *, wait_s: float = 10) -> bytes:

@@ -34,14 +34,14 @@ def room_for_one(needs: Iterable[int]) -> int:
 
 
 def resident_bytes(daemon: Daemon) -> int:
-    """Of all processes that the daemon started."""
-    total = 0
-    for process in daemon.workers():
+    """Of all processes that the daemon started; 0: they changed while they were looked at."""
+    total, workers = 0, daemon.workers()
+    for process in workers:
         try:
             total += process.memory_info().rss
         except psutil.Error:  # it has ended
             continue
-    return total
+    return total if daemon.workers() == workers else 0
 
 
 def _least(memory: PlanMemoryView) -> int:
