@@ -127,7 +127,7 @@ failed:
   ${If} $Old != ""
   ${AndIf} $Old != "${ID}"
     !insertmacro Use "$Old"
-    RMDir /r "${HERE}"
+    !insertmacro RemoveFolder "${HERE}"
     ${If} $Start != "0"
       !insertmacro Run "$Old" "stoker start"
       Exec '"$INSTDIR\app\$Old\python\pythonw.exe" -I -m stoker_tray'

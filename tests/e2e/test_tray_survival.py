@@ -130,8 +130,9 @@ def wait_for_label(host: TrayHost, beginning: str) -> Line:
 
 def rows_with_login(host: TrayHost) -> list[int] | None:
     """The menu's rows, once those are there that the tray must ask for first."""
-    rows = [line.number for line in host.menu()]
-    return rows if "Start at login" in labels(host) else None
+    lines = list(host.menu())
+    there = any(line.label == "Start at login" for line in lines)
+    return [line.number for line in lines] if there else None
 
 
 def tray_of(session: Session) -> psutil.Process:
@@ -238,7 +239,7 @@ def test_500_events_a_second(session: Session, home: Path, host: TrayHost) -> No
     with scripted(session, home, ready("busy"), stored("other")) as control:
         host.wait_for_item()
         wait_for_label(host, "busy — ready")
-        before = len(host.signals)
+        before, began = len(host.signals), time.monotonic()
 
         for n in range(FLOOD_S * EVENTS_PER_S):
             control.publish(ModelChanged(model=ready("busy", tokens_per_s=11 + n % 80)))
@@ -253,7 +254,8 @@ def test_500_events_a_second(session: Session, home: Path, host: TrayHost) -> No
         assert control.asked_for("/status") == 0  # the menu was closed: nothing was polled
         assert control.watchers == 1
         signals = len(host.signals) - before
-        assert signals < FLOOD_S * EVENTS_PER_S / 10  # each redraw sends up to four
+        # Each redraw sends up to four, and there are four redraws a second.
+        assert signals < 20 * (time.monotonic() - began)
 
 
 def test_an_open_menu_is_kept_fresh_and_a_closed_one_asks_nothing(

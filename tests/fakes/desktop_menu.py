@@ -88,7 +88,7 @@ class PublishedTray:
         name, path = _split(item)
         try:
             self._call(name, path, PROPERTIES, "Get", "ss", (ITEM, "Id"))
-        except DBusErrorResponse:
+        except (DBusErrorResponse, OSError):  # also when it does not answer in time
             return False
         return True
 

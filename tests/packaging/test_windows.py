@@ -131,8 +131,10 @@ def test_upgrade_roll_back_and_removal(
     (data / "config.toml").touch()
 
     assert wine.run(_setup(tmp_path, python, icon, "0.1.1"), "/S", "/AUTOSTART=0").returncode == 0
+    until(lambda: _calls(place)[-1] == "-I -m stoker_tray")  # it is not waited for
     first = _calls(place)
     assert wine.run(_setup(tmp_path, python, icon, "0.1.2"), "/S").returncode == 0
+    until(lambda: _calls(place)[-1] == "-I -m stoker_tray")
     second = _calls(place)
     failing = wine.run(_setup(tmp_path, python, icon, "0.1.3", broken=True), "/S")
 
@@ -147,7 +149,7 @@ def test_upgrade_roll_back_and_removal(
     wine.run(place / "uninstall.exe", "/S")
     until(lambda: not place.exists())
     assert (data / "config.toml").exists()
-    assert wine.registry(UNINSTALL_KEY) == {}
+    until(lambda: wine.registry(UNINSTALL_KEY) == {})
 
     wine.run(_setup(tmp_path, python, icon, "0.1.4"), "/S", "/START=0")
     assert "-I -m stoker start" not in _calls(place)
