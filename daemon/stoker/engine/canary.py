@@ -43,6 +43,7 @@ log = structlog.get_logger(__name__)
 
 _RUN_TIMEOUT_S: Final = 300  # for one of the two runs; a cold 40 GB file and 300 tokens of prefill
 _STOP_GRACE_S: Final = 2
+_DEATH_S: Final = 10  # from a broken connection to its end; long where memory has run out
 _FORMAT: Final = 1
 _PREDICT: Final = 3  # tokens per answer; several sequences decode together for a while
 _CONTEXT: Final = 1024  # cells; more than all sequences together
@@ -190,7 +191,7 @@ def _finding(value: dict[str, object]) -> Finding:
 
 async def _why(worker: Worker) -> FailureKind:
     """What ended it. Connections break first: to stop it at once would hide the cause."""
-    with anyio.move_on_after(_STOP_GRACE_S):
+    with anyio.move_on_after(_DEATH_S):
         report = await worker.wait()
         return report.kind or FailureKind.UNKNOWN
     return FailureKind.UNKNOWN

@@ -42,6 +42,7 @@ __all__ = ["Device", "Lab", "LabFailed", "LabInterrupted", "Library", "SurveyWan
 _COMMAND: Final = (sys.executable, "-I", "-m", "stoker.engine.lab_child")
 _MOST_POINTS: Final = 1000
 _GRACE_S: Final = 1.0  # it ends when stdin does; a library that is stuck is killed
+_DEATH_S: Final = 10.0  # from the end of its output to its own; long where memory has run out
 _TAIL: Final = 5  # lines that an error carries
 _LONGEST_WORDS: Final = 2000  # characters of one
 _MOST_SIZE: Final = 1 << 53  # bytes; JSON carries no larger number exactly
@@ -291,7 +292,7 @@ class Lab:
 
     async def _end(self) -> ExitReport:
         """Of a process that answers nothing more; one that is still there is not to be trusted."""
-        with anyio.move_on_after(_GRACE_S):
+        with anyio.move_on_after(_DEATH_S):
             return await self._process.wait()
         return await self._process.stop(0)
 

@@ -10,6 +10,7 @@ import anyio.to_thread
 import pytest
 from starlette.responses import PlainTextResponse
 
+from stoker.api import listen
 from stoker.api.listen import BACKLOG, bind_endpoint, listening
 from stoker.errors import BadSetting, PortTaken
 
@@ -49,8 +50,11 @@ def bound() -> socket.socket:
 @pytest.mark.anyio
 @pytest.mark.skipif(sys.platform == "win32", reason="the loop accepts ahead there")
 @pytest.mark.parametrize("speaks_at_once", [True, False])
-async def test_who_has_just_connected_is_answered_at_the_end(*, speaks_at_once: bool) -> None:
+async def test_who_has_just_connected_is_answered_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, *, speaks_at_once: bool
+) -> None:
     """Neither before it was accepted nor before it has asked is a connection reset."""
+    monkeypatch.setattr(listen, "_HEAR_S", 30.0)  # it ends as soon as it was asked
     request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     listener = bound()
     address = listener.getsockname()

@@ -9,11 +9,18 @@ import anyio
 import psutil
 import pytest
 
+from stoker.engine import spare as spare_module
 from stoker.engine.spare import Spare
 
 pytestmark = pytest.mark.anyio
 
 WAITS = (sys.executable, "-I", "-c", "input()")
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process may have to wait for a processor before it is gone."""
+    monkeypatch.setattr(spare_module, "_KILLED_S", 30)
 
 
 def children() -> list[psutil.Process]:

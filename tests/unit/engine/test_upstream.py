@@ -195,6 +195,7 @@ async def test_silent_worker_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
     async with _worker(hang) as up:
         with pytest.raises(WorkerLost, match="stopped answering"):
             await _post(up)
+    monkeypatch.setattr(upstream, "_HEAD_TIMEOUT_S", 30)
     async with _worker(stall) as up:
         response = await _post(up)
         with pytest.raises(WorkerLost, match="stopped answering"):

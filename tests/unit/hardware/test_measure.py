@@ -200,7 +200,8 @@ def test_no_file_of_a_failed_write_stays(places: Paths, counted: Counted) -> Non
 # --- for real --------------------------------------------------------------------------------
 
 
-def test_this_machines_memory_is_measured(places: Paths) -> None:
+def test_this_machines_memory_is_measured(places: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_SCAN_TIMEOUT_S", 60)
     facts = probe()
 
     measured = measure_once(places, facts)

@@ -36,6 +36,7 @@ def test_a_driver_that_never_answers_is_given_up_for_good(monkeypatch: pytest.Mo
     try:
         assert tools.within("a driver", look, "unknown") == "unknown"
         assert tools.within("a driver", look, "unknown") == "unknown"
+        monkeypatch.setattr(tools, "_READ_TIMEOUT_S", 30)
         assert tools.within("another", lambda: "at once", "unknown") == "at once"
     finally:
         answer.set()

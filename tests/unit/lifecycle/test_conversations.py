@@ -271,7 +271,7 @@ async def test_an_engine_that_takes_too_long_to_restore_is_not_waited_for(world:
     async with world.worker(plan) as (worker, upstream):
         worker.hangs = True
         with anyio.fail_after(30):
-            assert await world.kept.restore(upstream, plan, timeout_s=0.2) == 0
+            assert await world.kept.restore(upstream, plan, timeout_s=3) == 0
 
     assert world.names() == []
 
@@ -294,7 +294,7 @@ async def test_an_engine_that_takes_too_long_to_save_leaves_nothing(world: World
         worker.serve(0, A)
         worker.hangs = True
         with anyio.fail_after(30):
-            draft = await world.kept.save(upstream, plan, timeout_s=0.2)
+            draft = await world.kept.save(upstream, plan, timeout_s=3)
     draft.asked[0].write_text("half")
 
     assert await world.kept.keep(draft) == 0

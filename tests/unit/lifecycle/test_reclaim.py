@@ -98,7 +98,7 @@ async def test_nothing_is_looked_at_when_nothing_was_stopped() -> None:
 @pytest.mark.anyio
 async def test_it_waits_until_the_memory_is_there() -> None:
     here = Machine([GIB, GIB, GIB, 3 * GIB, 4 * GIB])
-    reclaim = Reclaim(here, at_once=False)
+    reclaim = Reclaim(here, at_once=False, still_s=60)
 
     await reclaim.note(4 * GIB)
     back = await reclaim.settled()

@@ -248,12 +248,13 @@ def test_quit_returns_when_the_icon_is_gone(stoker_home: Path) -> None:
     """It has ended in order; and once more is no error."""
     with tray(stoker_home) as process:
         first = run("--quit")
-        code = process.poll()
+        said = (stoker_home / "state" / "logs" / "tray.log").read_text()
+        code = process.wait(WAIT_S)  # the interpreter has a little to do yet
     second = run("--quit")
 
     assert (first, second) == ((0, "", ""), (0, "", ""))
+    assert "has ended" in said
     assert code == 0
-    assert "has ended" in (stoker_home / "state" / "logs" / "tray.log").read_text()
 
 
 def test_quit_makes_nothing(stoker_home: Path) -> None:

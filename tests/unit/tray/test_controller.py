@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -362,6 +363,10 @@ def test_a_look_around_that_is_due_while_one_goes_on_is_not_lost(world: World) -
     world.gates["/catalogue"] = threading.Event()
     world.controller.opened()
     world.turn()
+    deadline = time.monotonic() + 30
+    while not asked(world, "/catalogue"):  # a thread asks
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     world.streams[0].say(GOODBYE)
     for _ in range(5):
         world.turn()
