@@ -148,7 +148,7 @@ done:
   ; Keep the one in use only; what is still open stays until the next time.
   ${If} $Old != ""
   ${AndIf} $Old != "${ID}"
-    RMDir /r "$INSTDIR\app\$Old"
+    !insertmacro RemoveFolder "$INSTDIR\app\$Old"
   ${EndIf}
   File "/oname=stoker.ico" "${ICON}"
   WriteUninstaller "$INSTDIR\uninstall.exe"
@@ -225,7 +225,7 @@ Section "un.Stoker" UnMain
 SectionEnd
 
 Section /o "un.Models, settings and logs, too" UnData
-  RMDir /r "$LOCALAPPDATA\stoker"
+  !insertmacro RemoveFolder "$LOCALAPPDATA\stoker"
 SectionEnd
 
 Function un.onInit

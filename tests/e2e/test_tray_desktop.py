@@ -30,14 +30,14 @@ from stoker.schemas import (
 )
 from stoker.types import ModelState, PullState
 from tests.fakes.daemon import Daemon
-from tests.fakes.desktop import Desktop
+from tests.fakes.desktop import STALL_S, Desktop
 from tests.fakes.desktop_control import ScriptedControl
 from tests.fakes.desktop_panels import LXQT, SCREEN, WAYBAR, XFCE, XFCE_LIGHT, Panel
 from tests.fakes.desktop_pictures import appeared, changed, middle
 from tests.fakes.desktop_programs import wait_until
 from tests.fakes.desktop_session import artefact_folder
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 
 SWITCH_S = 60.0  # a load on a busy two-core machine
 UNITS = {"MB": 1e6, "GB": 1e9}
@@ -133,7 +133,7 @@ def test_the_icon_appears_and_its_shape_tells_the_state(
     desktop: Desktop, daemon: Daemon, tray: psutil.Process
 ) -> None:
     """In the empty panel an icon appears; it looks different ready, idle and without a daemon."""
-    ready = desktop.icon()
+    ready = desktop.icon(STALL_S)  # not the one from before it was ready
     desktop.picture("ready")
 
     assert daemon.cli("unload", "starter").returncode == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -16,12 +17,14 @@ from PIL import Image, ImageGrab
 from tests.fakes.desktop_menu import Entry
 from tests.fakes.desktop_panels import SCREEN, Panel
 from tests.fakes.desktop_pictures import Box, appeared, changed, highlighted, middle
-from tests.fakes.desktop_programs import PATIENCE_S, wait_until
+from tests.fakes.desktop_programs import PATIENCE_S, listens, wait_until
 from tests.fakes.desktop_session import Session
 
 SCAN_PX = 5  # less than half of any panel's row
 HIGHLIGHT_S = 0.2  # three frames and a busy machine; doubled when it was too short
 SCANS = 3
+STALL_S = 1.0  # what a panel on a busy machine may take to draw anew
+WIDEST_ICON_PX = 64  # two panels high; a menu or a whole panel is wider
 
 
 class Desktop(Session):
@@ -43,7 +46,7 @@ class Desktop(Session):
         self._start_bus()
         self.panel.surround(self.programs, self.folder)
         self._start_panel()
-        self.empty = self.settled()
+        self.empty = self._empty()
 
     def __exit__(
         self,
@@ -91,7 +94,7 @@ class Desktop(Session):
             *("dbus-daemon", "--session", "--nofork", "--nopidfile"),
             f"--address={self.bus_address}",
         )
-        self.programs.wait_until((self.folder / "bus").exists, "the session bus")
+        self.programs.wait_until(lambda: listens(self.folder / "bus"), "the session bus")
 
     # --- eyes --------------------------------------------------------------------------------
 
@@ -99,14 +102,19 @@ class Desktop(Session):
         """The screen now, without the pointer."""
         return ImageGrab.grab(xdisplay=self.display).convert("RGB")
 
-    def settled(self) -> Image.Image:
-        """The screen, once three looks in a row were the same."""
+    def settled(self, still_s: float = 0.0) -> Image.Image:
+        """The screen, once it stood still for so long, and in three looks in a row."""
         seen: list[bytes] = []
+        since_s = 0.0
 
         def still() -> Image.Image | None:
+            nonlocal since_s
             now = self.look()
+            if not seen or now.tobytes() != seen[-1]:
+                seen.clear()
+                since_s = time.monotonic()
             seen.append(now.tobytes())
-            return now if len(seen) > 2 and seen[-1] == seen[-2] == seen[-3] else None
+            return now if len(seen) > 2 and time.monotonic() - since_s >= still_s else None
 
         return wait_until(still, "a screen that stands still")
 
@@ -118,15 +126,33 @@ class Desktop(Session):
         return path
 
     def icon_box(self) -> Box:
-        """Where the tray's icon is: what differs from the empty desktop, with no menu open."""
-        wait_until(lambda: changed(self.empty, self.look()), "an icon in the panel")
-        box = changed(self.empty, self.settled())
-        assert box is not None
-        return box
+        """Where the tray's icon is: what differs from the empty desktop, once no menu is open."""
+        return self._icon()[1]
 
-    def icon(self) -> Image.Image:
-        """The icon as the panel draws it."""
-        return self.settled().crop(self.icon_box())
+    def icon(self, still_s: float = 0.0) -> Image.Image:
+        """The icon as the panel draws it, once it stood still for so long."""
+        screen, box = self._icon(still_s)
+        return screen.crop(box)
+
+    def _icon(self, still_s: float = 0.0) -> tuple[Image.Image, Box]:
+        def look() -> tuple[Image.Image, Box] | None:
+            now = self.settled(still_s)
+            box = changed(self.empty, now)
+            return (now, box) if box and box[2] - box[0] <= WIDEST_ICON_PX else None
+
+        return wait_until(look, "an icon in the panel, and no menu")
+
+    def _empty(self) -> Image.Image:
+        """The screen with nothing but the panel, once the panel is drawn."""
+        black = Image.new("RGB", SCREEN)
+
+        def look() -> Image.Image | None:
+            now = self.settled(STALL_S)
+            box = changed(black, now)
+            drawn = self.panel.is_black if box is None else box[3] - box[1] < SCREEN[1] / 4
+            return now if drawn else None
+
+        return self.programs.wait_until(look, "a panel on an empty screen")
 
     # --- hands -------------------------------------------------------------------------------
 
@@ -144,9 +170,9 @@ class Desktop(Session):
         return self._opened(before, icon)
 
     def close_menu(self) -> None:
-        """Click where nothing is."""
+        """Click where nothing is, and wait until the menu has gone."""
         self.click(*self._nowhere())
-        self.settled()
+        self.icon_box()
 
     def choose(self, *path: str, picture: str | None = None) -> None:
         """Open the menu and click the entry that this path of texts (or their beginnings) names.
@@ -165,7 +191,7 @@ class Desktop(Session):
             self.settled()
             self.picture(picture)
         self.click(*middle(row))
-        self.settled()
+        self.icon_box()  # the menu has gone
 
     def _open_submenu(self, menu: Box, row: Box) -> Box:
         self.point(*self._nowhere())

@@ -14,7 +14,7 @@ from pathlib import Path
 from Xlib import X
 from Xlib.display import Display
 
-from tests.fakes.desktop_programs import Programs
+from tests.fakes.desktop_programs import Programs, listens
 
 SCREEN = (1200, 800)
 _PANEL_PX = 32
@@ -86,6 +86,7 @@ class Panel:
     needs: tuple[str, ...]
     surround: Start  # starts what the panel runs in, in a folder
     run: Start
+    is_black: bool = False  # as the screen, mostly: without an icon it cannot be seen
 
     def missing(self) -> tuple[str, ...]:
         """The programs that are not installed here."""
@@ -136,7 +137,7 @@ def _sway(programs: Programs, folder: Path) -> None:
         WLR_RENDERER="pixman",
         LIBSEAT_BACKEND="noop",
     )
-    programs.wait_until(_wayland(folder).exists, "a compositor")
+    programs.wait_until(lambda: listens(_wayland(folder)), "a compositor")
 
 
 def _waybar(programs: Programs, folder: Path) -> None:
@@ -159,4 +160,4 @@ def _wayland(folder: Path) -> Path:
 XFCE = Panel("xfce", ("openbox", "xfce4-panel"), _openbox, _xfce)
 XFCE_LIGHT = Panel("xfce-light", XFCE.needs, _openbox, partial(_xfce, dark=False))
 WAYBAR = Panel("waybar", ("sway", "waybar"), _sway, _waybar)
-LXQT = Panel("lxqt", ("openbox", "lxqt-panel"), _openbox, _lxqt)
+LXQT = Panel("lxqt", ("openbox", "lxqt-panel"), _openbox, _lxqt, is_black=True)

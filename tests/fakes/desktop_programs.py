@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,16 @@ def wait_until(look: Callable[[], T | None], what: str, within_s: float = PATIEN
             return found
         assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
         time.sleep(STEP_S)
+
+
+def listens(path: Path) -> bool:
+    """Whether a server listens on this socket; its file is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 class Programs:

@@ -19,6 +19,7 @@ from tests.fakes.wine import Wine, stub_python, until, zipped
 
 ROOT = Path(__file__).parents[2]
 WINDOWS = ROOT / "installers" / "windows"
+INSTALL_TIMEOUT_S = 900  # making a Windows and each installer have deadlines of their own
 UNINSTALL_KEY = "Software\\Microsoft\\Windows\\CurrentVersion\\Uninstall\\Stoker"
 
 needs_wine = pytest.mark.skipif(
@@ -76,6 +77,7 @@ def _calls(place: Path) -> list[str]:
 
 
 @needs_wine
+@pytest.mark.timeout(INSTALL_TIMEOUT_S)
 @pytest.mark.slow
 def test_the_whole_installer_is_built_and_installs(
     tmp_path: Path, python: Path, wine: Wine
@@ -120,6 +122,7 @@ def test_the_whole_installer_is_built_and_installs(
 
 
 @needs_wine
+@pytest.mark.timeout(INSTALL_TIMEOUT_S)
 @pytest.mark.slow
 def test_upgrade_roll_back_and_removal(
     tmp_path: Path, python: Path, icon: Path, wine: Wine
@@ -149,7 +152,8 @@ def test_upgrade_roll_back_and_removal(
     wine.run(place / "uninstall.exe", "/S")
     until(lambda: not place.exists())
     assert (data / "config.toml").exists()
-    until(lambda: wine.registry(UNINSTALL_KEY) == {})
+    until(lambda: wine.registry("Software\\Stoker") == {})  # what it removes last
+    assert wine.registry(UNINSTALL_KEY) == {}
 
     wine.run(_setup(tmp_path, python, icon, "0.1.4"), "/S", "/START=0")
     assert "-I -m stoker start" not in _calls(place)
@@ -162,6 +166,7 @@ def test_upgrade_roll_back_and_removal(
 
 
 @needs_wine
+@pytest.mark.timeout(INSTALL_TIMEOUT_S)
 def test_a_first_version_that_does_not_run_is_not_installed(
     tmp_path: Path, python: Path, icon: Path, wine: Wine
 ) -> None:
