@@ -292,8 +292,9 @@ class Lab:
 
     async def _end(self) -> ExitReport:
         """Of a process that answers nothing more; one that is still there is not to be trusted."""
-        with anyio.move_on_after(_DEATH_S):
-            return await self._process.wait()
+        if not self._process.garbled:
+            with anyio.move_on_after(_DEATH_S):
+                return await self._process.wait()
         return await self._process.stop(0)
 
 

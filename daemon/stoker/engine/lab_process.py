@@ -29,6 +29,7 @@ class LabProcess(WorkerProcess):
     def __init__(self, process: Any, spawn: Spawn) -> None:
         self._open: dict[int, Future[dict[str, Any] | None]] = {}
         self._gone = False
+        self.garbled = False  # it said something that is no answer; nobody listens to it any more
         self.first: Future[dict[str, Any] | None] = self._expect(0)
         super().__init__(process, spawn)
 
@@ -79,11 +80,11 @@ class LabProcess(WorkerProcess):
         try:
             with self._pipe(self._process.stdout) as stdout:
                 while line := stdout.readline(_LONGEST_ANSWER):
-                    answer = json.loads(line)
-                    if not isinstance(answer, dict):
+                    if not self._take(line):
+                        # A line that breaks off is the end of a process that died over it.
+                        self.garbled = line.endswith(b"\n") or len(line) == _LONGEST_ANSWER
                         break
-                    self._take(answer)
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             log.debug("lab_exchange_failed", pid=self.pid, reason=str(error))
         finally:
             self._gone = True
@@ -92,14 +93,23 @@ class LabProcess(WorkerProcess):
             if not self._greeting.done():
                 self._greeting.set_result(None)
 
-    def _take(self, answer: dict[str, Any]) -> None:
-        if answer["id"] == 0 and not self._greeting.done():
+    def _take(self, line: bytes) -> bool:
+        """Whether it was an answer."""
+        try:
+            answer = json.loads(line)
+            number = answer["id"]
+        except (KeyError, TypeError, ValueError, RecursionError):
+            return False
+        if not isinstance(number, int):
+            return False
+        if number == 0 and not self._greeting.done():
             greeting = answer.get("ok")
             pid = greeting.get("pid") if isinstance(greeting, dict) else None
             if isinstance(pid, int) and 0 < pid <= _MOST_PID:
                 self._engine_pid = pid
             self._greeting.set_result(answer)
-        self._resolve(answer["id"], answer)
+        self._resolve(number, answer)
+        return True
 
     def _resolve(self, number: int, answer: dict[str, Any] | None) -> None:
         future = self._open.pop(number, None)

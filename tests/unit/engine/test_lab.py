@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -86,12 +87,30 @@ async def test_an_answer_without_sense_is_a_failure(script: Path, answer: str) -
         await devices_of(script, text)
 
 
-@pytest.mark.parametrize("noise", ["nonsense", "[1]", "null", "{}", '{"id": []}', "x" * 2_000_000])
-async def test_noise_instead_of_an_answer_ends_the_lab(script: Path, noise: str) -> None:
-    text = GREET + f"for o in orders(): print({noise!r}[:] , flush=True)\n"
+@pytest.mark.parametrize(
+    "noise", ["nonsense", "[1]", "null", "{}", '{"id": []}', '{"id": 1e999}', "x" * 2_000_000]
+)
+async def test_noise_instead_of_an_answer_ends_the_lab(
+    script: Path, noise: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab_module, "_DEATH_S", 120)
+    text = GREET + f"for o in orders(): print({noise!r}, flush=True)\n"
+    started = time.monotonic()
 
     with pytest.raises(LabFailed):
         await devices_of(script, text)
+
+    assert time.monotonic() - started < 60, "its death was waited for"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals there")
+async def test_who_dies_over_an_answer_is_told_as_dead(script: Path) -> None:
+    text = GREET + "for o in orders(): print('{\"id\": 1', end='', flush=True); os.abort()\n"
+
+    with pytest.raises(LabFailed) as raised:
+        await devices_of(script, text)
+
+    assert raised.value.facts["returncode"] == -signal.SIGABRT
 
 
 @pytest.mark.parametrize(
@@ -192,7 +211,10 @@ async def test_a_missed_deadline_ends_the_process(script: Path) -> None:
             await lab.devices()
 
 
-async def test_a_closed_stdout_is_not_waited_for(script: Path) -> None:
+async def test_a_closed_stdout_is_not_waited_for(
+    script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab_module, "_DEATH_S", 0.2)
     text = GREET + "for o in orders(): os.close(1); time.sleep(60)\n"
     started = time.monotonic()
 
