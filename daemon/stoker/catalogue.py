@@ -127,11 +127,11 @@ class Entry:
             parameters=self.active_parameters,
         )
 
-    def tokens_per_s(self, cpus: int, bandwidth_bytes_per_s: float | None = None) -> float:
+    def tokens_per_s(self, cpus: int, bandwidth_bytes_per_s: float | None) -> float:
         """How fast it should write on a machine where nothing was measured with a model."""
         return predict(self.reading, bandwidth_bytes_per_s, cpus).tokens_per_s
 
-    def is_quick(self, cpus: int, bandwidth_bytes_per_s: float | None = None) -> bool:
+    def is_quick(self, cpus: int, bandwidth_bytes_per_s: float | None) -> bool:
         """Whether that is fast enough for what it is best at."""
         floor = min((FLOORS[use] for use in self.uses), default=FLOORS["chat"])
         return self.tokens_per_s(cpus, bandwidth_bytes_per_s) >= floor
@@ -188,7 +188,7 @@ def recommend(
     entries: Iterable[Entry],
     headroom_bytes: int,
     cpus: int,
-    bandwidth_bytes_per_s: float | None = None,
+    bandwidth_bytes_per_s: float | None,
 ) -> tuple[Entry, ...]:
     """The entries for a chat that run in the memory that is free, the best first; see `rank`."""
     fitting = [entry for entry in entries if entry.memory_bytes <= headroom_bytes]

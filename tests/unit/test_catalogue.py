@@ -114,7 +114,7 @@ def test_the_best_that_fits_and_is_quick_comes_first(
     headroom: int, cpus: int, best: str | None
 ) -> None:
     """Only what runs in the free memory is recommended, and first what is no pain to use."""
-    found = recommend(load().entries, headroom, cpus)
+    found = recommend(load().entries, headroom, cpus, None)
 
     assert (found[0].name.text if found else None) == best
     assert all(entry.memory_bytes <= headroom and entry.rank("chat") for entry in found)
@@ -132,10 +132,10 @@ def test_a_measured_bandwidth_counts_more_than_cores() -> None:
 def test_what_is_slow_comes_last_and_the_quickest_of_it_first() -> None:
     """It is not hidden: a patient person may want it all the same."""
     entries = load().entries
-    found = recommend(entries, 128 * GB, 2)
+    found = recommend(entries, 128 * GB, 2, None)
 
-    quick = [entry.is_quick(2) for entry in found]
-    slow = [entry.tokens_per_s(2) for entry in found if not entry.is_quick(2)]
+    quick = [entry.is_quick(2, None) for entry in found]
+    slow = [entry.tokens_per_s(2, None) for entry in found if not entry.is_quick(2, None)]
     assert quick == sorted(quick, reverse=True)
     assert slow == sorted(slow, reverse=True)
     assert len(found) == len([entry for entry in entries if entry.rank("chat")])

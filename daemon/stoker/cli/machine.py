@@ -51,8 +51,12 @@ def doctor(
         facts = _facts(places)
         wishes, findings = _look(places, facts)
     reserve = reserve_bytes(facts, wishes.memory_reserve_bytes if wishes else None)
-    free, cpus = facts.headroom_bytes - reserve, facts.effective_cpus
-    fitting = catalogue.recommend(catalogue.load().entries, free, cpus)
+    fitting = catalogue.recommend(
+        catalogue.load().entries,
+        facts.headroom_bytes - reserve,
+        facts.effective_cpus,
+        facts.bandwidth_bytes_per_s,
+    )
     broken = any(finding.level == "fail" for finding in findings)
     if as_json:
         print_json(
@@ -60,11 +64,11 @@ def doctor(
                 "ok": not broken,
                 "findings": [dataclasses.asdict(finding) for finding in findings],
                 "machine": _machine_json(facts),
-                "recommended": [_entry_json(entry, cpus) for entry in fitting],
+                "recommended": [_entry_json(entry, facts) for entry in fitting],
             }
         )
     else:
-        _print(findings, fitting, cpus)
+        _print(findings, fitting, facts)
     if broken:
         raise typer.Exit(ExitCode.FAILED)
 
@@ -121,7 +125,7 @@ def _look(places: paths.Paths, facts: HardwareFacts) -> tuple[Settings | None, l
     return wishes, findings
 
 
-def _print(findings: Sequence[Finding], fitting: Sequence[Entry], cpus: int) -> None:
+def _print(findings: Sequence[Finding], fitting: Sequence[Entry], facts: HardwareFacts) -> None:
     width = max(len(finding.topic) for finding in findings)
     for finding in findings:
         _print_finding(finding, width)
@@ -132,7 +136,7 @@ def _print(findings: Sequence[Finding], fitting: Sequence[Entry], cpus: int) -> 
     rows = [
         (entry.name, size(entry.bytes), size(entry.memory_bytes), entry.summary)
         for entry in fitting[:_SHOWN]
-        if entry.is_quick(cpus)
+        if _is_quick(entry, facts)
     ]
     head = "Models that fit in the memory that is free now and are quick here, the best first:"
     if rows:
@@ -140,10 +144,10 @@ def _print(findings: Sequence[Finding], fitting: Sequence[Entry], cpus: int) -> 
         print("\n".join(wrapped(head)))
         print(fitted(headers, rows, right={"DOWNLOAD", "MEMORY"}))
         print(f"Get the first with: stoker pull {rows[0][0]}")
-    slow = ", ".join(str(entry.name) for entry in fitting if not entry.is_quick(cpus))
+    slow = ", ".join(str(entry.name) for entry in fitting if not _is_quick(entry, facts))
     if slow:
         too = ", too," if rows else ""
-        text = f"These fit{too} but will be slow on {plural(cpus, 'core')}: {slow}"
+        text = f"These fit{too} but will be slow on {plural(facts.effective_cpus, 'core')}: {slow}"
         print("\n".join(wrapped(text)))
 
 
@@ -168,7 +172,11 @@ def _machine_json(facts: HardwareFacts) -> dict[str, Any]:
     return {**dataclasses.asdict(facts), **derived}
 
 
-def _entry_json(entry: Entry, cpus: int) -> dict[str, Any]:
+def _is_quick(entry: Entry, facts: HardwareFacts) -> bool:
+    return entry.is_quick(facts.effective_cpus, facts.bandwidth_bytes_per_s)
+
+
+def _entry_json(entry: Entry, facts: HardwareFacts) -> dict[str, Any]:
     return {
         "name": str(entry.name),
         "title": entry.title,
@@ -176,5 +184,5 @@ def _entry_json(entry: Entry, cpus: int) -> dict[str, Any]:
         "licence": entry.licence,
         "bytes": entry.bytes,
         "memory_bytes": entry.memory_bytes,
-        "quick": entry.is_quick(cpus),
+        "quick": _is_quick(entry, facts),
     }

@@ -80,8 +80,9 @@ def test_a_small_machine_is_offered_nothing_too_large(
 def test_what_would_be_slow_is_named_apart(
     run: Run, client: StubClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On four cores a dense 9B model fits in 24 GiB, but it is no pleasure."""
+    """At 40 GB/s a dense 9B model fits in 24 GiB, but it is no pleasure; a sparse 20B one is."""
     _machine(monkeypatch, gib=24, flags=GOOD)
+    monkeypatch.setattr(measure, "_bandwidth", lambda _: (40_000_000_000, True))
 
     out = run("doctor").out
 
@@ -89,6 +90,23 @@ def test_what_would_be_slow_is_named_apart(
     assert "qwen3.5-9b" in slow
     assert out.count("qwen3.5-9b") == 1
     assert "stoker pull gpt-oss-20b" in out
+
+
+def test_the_measured_memory_decides_what_is_quick(
+    run: Run, client: StubClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the number of cores alone: `stoker recommend` goes by the measurement, too."""
+    quick: dict[int, set[str]] = {}
+    for bandwidth in (20_000_000_000, 200_000_000_000):
+        _machine(monkeypatch, gib=24, flags=GOOD)
+        monkeypatch.setattr(measure, "known", lambda *_: None)  # each is measured anew
+        monkeypatch.setattr(measure, "_bandwidth", lambda _, found=bandwidth: (found, True))
+        offered = json.loads(run("doctor", "--json").out)["recommended"]
+        quick[bandwidth] = {entry["name"] for entry in offered if entry["quick"]}
+
+    slower, faster = quick.values()
+    assert "qwen3.5-9b" in faster - slower
+    assert slower < faster
 
 
 def test_speeds_are_told_in_words_and_in_numbers(
